@@ -1,0 +1,570 @@
+"""What plugins are made of: the objects that do the work, and the specs that announce them.
+
+A plugin answers a provider hook (`diskhaul.hookspecs`) with specs; a spec names a backend and says how to make it; the backend
+is any object with the methods of its Protocol here. Subclassing the Protocol is optional, and brings the defaults of the
+methods that have one. All offsets, lengths and sizes are bytes. All methods may be called from any thread; the methods of one
+*opened* object (a reader, a writer, a store file) are called by several threads only where said.
+
+Errors: raise `OSError` or any `diskhaul.DiskhaulError`; the operation names the disk, instance or node it was working on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from .errors import GuestError, StorageError
+from .model import NO_OPTIONS, Cluster, Disk, Instance, Node, Options
+
+if TYPE_CHECKING:
+    from .records import ExportRecord
+
+API_VERSION = 1
+"""The plugin API described here. A plugin may state the one it was built for as ``diskhaul_api = 1``."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+class ExtentKind(Enum):
+    """What a byte range of a disk is."""
+
+    DATA = "data"
+    HOLE = "hole"
+    """Never written: reads as zeros."""
+    FREE = "free"
+    """Allocated, but unused by the guest's filesystem: may be treated as zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A byte range of a disk and what it is."""
+
+    offset: int
+    length: int
+    kind: ExtentKind
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@runtime_checkable
+class DiskReader(Protocol):
+    """An opened disk (or snapshot, or stored file) that is read.
+
+    Two things are needed: `size` and `read_into`. Three more are used where the object has them:
+
+    - ``fileno() -> int``: a descriptor whose byte 0 is the disk's byte 0. Reading then happens in C, holes are found with
+      SEEK_DATA, and copies on one filesystem may share blocks.
+    - ``extents() -> Iterable[Extent]``: what is where, ascending and without overlap; gaps count as data.
+    - ``close() -> None``.
+    """
+
+    @property
+    def size(self) -> int:
+        """Size in bytes; must not change while the disk is open."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview, /) -> object:
+        """Fill the whole of `buffer` from `offset` on. Called by several threads at once.
+
+        Raises:
+            OSError: or `StorageError`; anything less than the whole buffer is an error, never zeros.
+        """
+        ...
+
+
+@runtime_checkable
+class DiskWriter(Protocol):
+    """An opened disk that is written by an import. ``fileno()`` is used where the object has it.
+
+    Ranges that are never written, nor zeroed, keep what was there: the importer zeroes what has to be zero unless
+    `reads_zero` says that the whole target already is.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def reads_zero(self) -> bool:
+        """True when every byte not yet written reads as zero (a new sparse file)."""
+        ...
+
+    def write(self, offset: int, buffer: memoryview, /) -> object:
+        """Write the whole of `buffer` at `offset`. Called by several threads at once, never for overlapping ranges."""
+        ...
+
+    def zero(self, offset: int, length: int, /) -> object:
+        """Make a range read as zeros. Called by several threads at once."""
+        ...
+
+    def flush(self) -> object:
+        """Return once everything written is durable (fsync). A failure is final: it is not retried."""
+        ...
+
+    def close(self) -> object: ...
+
+
+class Storage(Protocol):
+    """How a disk's bytes are reached."""
+
+    def open(self, disk: Disk, /) -> DiskReader:
+        """Open `disk` for reading. Must not change it."""
+        ...
+
+    def check(self, disk: Disk, /) -> Iterable[str]:
+        """Reasons why `disk` cannot be read, one line each; nothing when all is well. Must not change anything."""
+        return ()
+
+    def create(self, disk: Disk, size: int, /, *, overwrite: bool) -> DiskWriter:
+        """Open `disk` for writing by an import, making it if need be, `size` bytes large.
+
+        Raises:
+            StorageError: it exists and `overwrite` is false, is too small, is in use, or cannot be written.
+        """
+        raise StorageError("this storage cannot be written: choose --to-dir or --disk", path=disk.label)
+
+    def location(self, disk: Disk, /) -> str:
+        """A stable name for where the disk's bytes are, to recognise that two disks are one. "" when there is none."""
+        return str(disk.path.resolve()) if disk.path is not None else ""
+
+
+# --- guests -----------------------------------------------------------------------------------------------------------
+
+
+class Runtime(Protocol):
+    """What runs a guest. States are asked for again after every change: a claim is checked, not believed."""
+
+    def is_running(self, instance: Instance, /) -> bool:
+        """True when the guest is running now.
+
+        Raises:
+            GuestError: it cannot be found out (which is not the same as "no").
+        """
+        ...
+
+    def stop(self, instance: Instance, /, *, timeout_s: float) -> object:
+        """Stop the guest and return once it has stopped; `timeout_s` is for a clean shutdown."""
+        ...
+
+    def start(self, instance: Instance, /) -> object:
+        """Start the guest and return once it runs."""
+        ...
+
+    def remove(self, instance: Instance, /) -> object:
+        """Remove the stopped instance for good, disks included."""
+        raise GuestError(f"{instance.name}: this runtime cannot remove instances")
+
+    def check(self, instance: Instance, /) -> Iterable[str]:
+        """Reasons why the instance's configuration cannot be used, one line each. Must not change anything."""
+        return ()
+
+    def can_freeze(self, instance: Instance, /) -> bool:
+        """True when `freeze` and `thaw` work for this guest now."""
+        return False
+
+    def freeze(self, instance: Instance, /) -> object:
+        """Flush and freeze the guest's filesystems, so that snapshots taken until `thaw` are filesystem-consistent."""
+        raise GuestError(f"{instance.name}: this runtime cannot freeze guests")
+
+    def thaw(self, instance: Instance, /) -> object:
+        """Undo `freeze`; harmless when not frozen."""
+
+    def activate_disks(self, instance: Instance, /) -> bool:
+        """Make a stopped instance's disks readable; return True when this call changed something."""
+        return False
+
+    def deactivate_disks(self, instance: Instance, /) -> object:
+        """Undo `activate_disks`."""
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A snapshot of one disk by one run: planned first, then created, opened, removed.
+
+    Attributes:
+        backend: the snapshot backend's name.
+        disk: the disk it is of.
+        run_id: the run it belongs to; must be part of whatever names it on the host.
+        reference: what finds it again, also in another process: a path, a volume name.
+    """
+
+    backend: str
+    disk: Disk
+    run_id: str
+    reference: str
+
+
+class Snapshots(Protocol):
+    """Point-in-time copies of disks.
+
+    The plan is written to the journal before `create` is called, so that a snapshot of a run that was killed in between is
+    found and removed. `remove` must therefore accept a snapshot that was never created.
+    """
+
+    def refuses(self, disk: Disk, /) -> str | None:
+        """Why this backend cannot snapshot `disk`, in one line, or None when it can. Leaves nothing behind."""
+        ...
+
+    def plan(self, disk: Disk, run_id: str, /) -> Snapshot:
+        """Say what the snapshot will be called. Creates nothing."""
+        ...
+
+    def create(self, snapshot: Snapshot, /) -> object:
+        """Create it; all or nothing."""
+        ...
+
+    def open(self, snapshot: Snapshot, /) -> DiskReader:
+        """Open it for reading.
+
+        Raises:
+            SnapshotError: it is not there, or has turned invalid.
+        """
+        ...
+
+    def exists(self, snapshot: Snapshot, /) -> bool: ...
+
+    def remove(self, snapshot: Snapshot, /) -> object:
+        """Remove it. Removing what is not there is fine; touching anything without the run's id is not."""
+        ...
+
+
+# --- free space -------------------------------------------------------------------------------------------------------
+
+
+class ZeroFill(Protocol):
+    """Finds free space of guests' filesystems, and may zero it."""
+
+    writes: bool
+    """True when `zero` writes to the disk, so that the instance has to be off."""
+
+    def refuses(self, disk: Disk, /) -> str | None: ...
+
+    def free_extents(self, disk: Disk, reader: DiskReader, /) -> Iterable[Extent]:
+        """FREE extents of the disk behind `reader`; empty when nothing is known for sure."""
+        ...
+
+    def zero(self, disk: Disk, /, *, deadline_s: float) -> object:
+        """Zero the free space in place."""
+        raise StorageError("this zero-fill backend does not write", path=disk.label)
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+class LockMode(Enum):
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+class HeldLock(Protocol):
+    """A lock that is held."""
+
+    @property
+    def token(self) -> int:
+        """The fencing token: grows each time the lock is taken exclusively."""
+        ...
+
+    def check(self) -> object:
+        """Raise `LockLostError` unless the lock is still held, asked of the lock service, not of memory."""
+        ...
+
+    def release(self) -> object:
+        """Give it back; harmless when already lost or released."""
+        ...
+
+
+class Locks(Protocol):
+    """Shared and exclusive locks by name, with lease, deadline and fencing token."""
+
+    def acquire(
+        self,
+        name: str,
+        mode: LockMode,
+        /,
+        *,
+        owner: str,
+        deadline_s: float,
+        on_wait: Callable[[str], object],
+        cancelled: Callable[[], bool],
+    ) -> HeldLock:
+        """Take the lock `name` (``level/name``) for `owner` (a line that says who and what for, shown to those who wait).
+
+        `on_wait` is called with the present holder's line, once per holder waited for. `cancelled` is asked while waiting.
+
+        Raises:
+            LockTimeoutError: not free within `deadline_s` seconds.
+            InterruptedRunError: `cancelled` said so.
+            LockError: the lock service does not work.
+        """
+        ...
+
+    def check(self) -> Iterable[str]:
+        """Reasons why the lock service cannot be used, one line each."""
+        return ()
+
+
+# --- where exports lie ------------------------------------------------------------------------------------------------
+
+
+class StoreFile(Protocol):
+    """A file of an export that is being written."""
+
+    @property
+    def name(self) -> str: ...
+
+    def append(self, parts: Sequence[Buffer], /) -> object:
+        """Write `parts` at the end, in order. Called by one thread at a time."""
+        ...
+
+    def write(self, offset: int, buffer: Buffer, /) -> object:
+        """Write at `offset` (raw layout). Called by several threads at once, never for overlapping ranges."""
+        ...
+
+    def set_size(self, size: int, /) -> object:
+        """Make the file `size` bytes large; what was not written reads as zeros."""
+        ...
+
+    def finish(self) -> object:
+        """Make the file durable (fsync) and close it. A failure is final: it is not retried."""
+        ...
+
+    def close(self) -> object:
+        """Close without caring for durability; harmless after `finish`."""
+        ...
+
+
+class StoreReader(Protocol):
+    """A file of an export that is read back. Also a `DiskReader`; ``fileno()`` where it has one."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read_into(self, offset: int, buffer: memoryview, /) -> object: ...
+
+    def close(self) -> object: ...
+
+
+class ExportReader(Protocol):
+    """A published export (or a directory that claims to be one)."""
+
+    @property
+    def location(self) -> str: ...
+
+    def names(self) -> Sequence[str]:
+        """Every entry, whatever it is, sorted."""
+        ...
+
+    def open(self, name: str, /) -> StoreReader:
+        """Open a regular file of the export, following no link.
+
+        Raises:
+            StorageError: missing, not a regular file, or unreadable.
+        """
+        ...
+
+
+class ExportWriter(Protocol):
+    """An export that is being made, invisible until `publish`."""
+
+    @property
+    def location(self) -> str:
+        """Where the export will be once published."""
+        ...
+
+    def create(self, name: str, /) -> StoreFile: ...
+
+    def reader(self) -> ExportReader:
+        """Read back what has been written so far, from the medium rather than a cache where that can be had."""
+        ...
+
+    def publish(self, manifest: bytes, /) -> object:
+        """Make the export visible, atomically and durably: manifest to a temporary name, fsync, rename, fsync of directories."""
+        ...
+
+    def abort(self) -> object:
+        """Remove everything of this unpublished export; harmless when there is nothing."""
+        ...
+
+
+class ExportStore(Protocol):
+    """The exports of one node."""
+
+    @property
+    def identity(self) -> str:
+        """The store's own id. Two nodes that mount the same directory give the same one."""
+        ...
+
+    def check(self, instance: str, /, *, for_writing: bool) -> Iterable[str]:
+        """Reasons why an export of `instance` cannot be read or put here, one line each. Changes nothing."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room for new exports, or None when there is no telling."""
+        ...
+
+    def instances(self) -> Sequence[str]:
+        """Full names of instances that have a directory here."""
+        ...
+
+    def exports(self, instance: str, /) -> Sequence[str]:
+        """Ids of the published exports of `instance`, oldest first."""
+        ...
+
+    def partials(self, instance: str, /) -> Sequence[str]:
+        """Ids of exports of `instance` that were begun, or half removed, and are not visible."""
+        ...
+
+    def begin(self, instance: str, export_id: str, /) -> ExportWriter: ...
+
+    def open(self, instance: str, export_id: str, /) -> ExportReader: ...
+
+    def remove(self, instance: str, export_id: str, /) -> object:
+        """Remove an export: invisible first (rename), then gone. Removing what is not there is fine."""
+        ...
+
+    def remove_partial(self, instance: str, export_id: str, /) -> object:
+        """Remove what `partials` listed."""
+        ...
+
+
+class Transfer(Protocol):
+    """Reaches the export stores of nodes."""
+
+    def store(self, node: Node, /) -> ExportStore:
+        """The store of `node`.
+
+        Raises:
+            UnreachableNodeError: the node, or its export directory, is not there.
+        """
+        ...
+
+    def open_path(self, path: str, /) -> ExportReader:
+        """An export by its place rather than by node and id, for ``diskhaul import DIRECTORY``."""
+        raise StorageError("this transfer cannot open exports by path", path=path)
+
+
+# --- clean-up, engines, inventories -----------------------------------------------------------------------------------
+
+
+class Cleanup(Protocol):
+    """Which exports a new one supersedes. Only chooses; removing is the operation's."""
+
+    def superseded(self, new: ExportRecord, existing: Sequence[ExportRecord], /) -> Iterable[ExportRecord]:
+        """Choose from `existing` (all other valid exports of the instance, on all nodes that answer)."""
+        ...
+
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Runs functions on nodes."""
+
+    def run(self, node: Node, function: Callable[..., T], /, *arguments: Any) -> T:
+        """Run ``function(*arguments)`` on `node` and return what it returns, or raise what it raises.
+
+        Raises:
+            UnreachableNodeError: the node does not answer.
+        """
+        ...
+
+
+class Inventory(Protocol):
+    """Which nodes and instances there are."""
+
+    def nodes(self) -> Mapping[str, Node]: ...
+
+    def instances(self) -> Mapping[str, Instance]: ...
+
+
+# --- specs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """Whether a backend works on this machine, and what it found or misses, in a few words."""
+
+    works: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """What a backend is made with.
+
+    Attributes:
+        cluster: the cluster it will serve.
+        options: its own ``[backend_options.NAME]``.
+    """
+
+    cluster: Cluster
+    options: Options = NO_OPTIONS
+
+
+def _assume_it_works() -> Capability:
+    return Capability(works=True)
+
+
+B = TypeVar("B", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpec(Generic[B]):
+    """Announces one backend of a stage.
+
+    Attributes:
+        name: what configurations call it; unique in its stage.
+        create: makes the backend; called once per operation that uses it.
+        summary: one line for ``diskhaul plugins``.
+        capability: says whether it works on this machine; must be quick and change nothing.
+    """
+
+    name: str
+    create: Callable[[BackendContext], B]
+    summary: str = ""
+    capability: Callable[[], Capability] = _assume_it_works
+
+
+class InventorySpec(BackendSpec[Inventory]):
+    __slots__ = ()
+
+
+class RuntimeSpec(BackendSpec[Runtime]):
+    __slots__ = ()
+
+
+class StorageSpec(BackendSpec[Storage]):
+    __slots__ = ()
+
+
+class LockSpec(BackendSpec[Locks]):
+    __slots__ = ()
+
+
+class SnapshotSpec(BackendSpec[Snapshots]):
+    __slots__ = ()
+
+
+class ZeroFillSpec(BackendSpec[ZeroFill]):
+    __slots__ = ()
+
+
+class TransferSpec(BackendSpec[Transfer]):
+    __slots__ = ()
+
+
+class CleanupSpec(BackendSpec[Cleanup]):
+    __slots__ = ()
+
+
+class EngineSpec(BackendSpec[Engine]):
+    __slots__ = ()

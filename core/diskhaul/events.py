@@ -1,0 +1,107 @@
+"""What an operation tells while it runs.
+
+Each event is a small frozen dataclass; `as_dict` gives the JSON line that ``--events`` writes. `on_event` callbacks and
+`diskhaul_event` hooks get them from whichever thread met them, one at a time per operation.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes:
+        run_id: the operation it belongs to.
+        time: seconds since the epoch.
+    """
+
+    kind: ClassVar[str] = "event"
+    run_id: str = ""
+    time: float = field(default_factory=time.time)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"event": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStarted(Event):
+    """A stage begins: "locks", "prerequisites", "pre hooks", "stop", "snapshot", "start", "send", "verify", "publish", ..."""
+
+    kind: ClassVar[str] = "stage-started"
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFinished(Event):
+    """A stage is over; `ok` is False when it failed, `seconds` how long it took."""
+
+    kind: ClassVar[str] = "stage-finished"
+    stage: str
+    ok: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskProgress(Event):
+    """How far one disk is, in bytes of the disk; at most some ten a second per disk, and one at its end.
+
+    Attributes:
+        disk: index.
+        activity: "send", "verify" or "restore".
+        total: size of the disk.
+        done: bytes dealt with, zeros and holes included.
+        read: bytes read from the disk (or from the store).
+        written: bytes written to the store (or to the disk).
+    """
+
+    kind: ClassVar[str] = "disk-progress"
+    disk: int
+    activity: str
+    total: int
+    done: int
+    read: int
+    written: int
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockWaiting(Event):
+    """A lock is held by somebody else; `holder` says by whom and what for."""
+
+    kind: ClassVar[str] = "lock-waiting"
+    lock: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestChanged(Event):
+    """A guest was "stopped", "started", "frozen", "thawed" or "removed"."""
+
+    kind: ClassVar[str] = "guest"
+    instance: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRemoved(Event):
+    """An export was removed: superseded, pruned, asked for, or what a dead run had left."""
+
+    kind: ClassVar[str] = "export-removed"
+    node: str
+    instance: str
+    export_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something is not as it should be, and the operation goes on."""
+
+    kind: ClassVar[str] = "warning"
+    message: str

@@ -1,0 +1,91 @@
+"""What a caller may ask of an operation. The command line's flags have the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+VerifyMode = Literal["stored", "full", "none"]
+Layout = Literal["diskhaul", "ganeti"]
+
+MIB = 1 << 20
+DEFAULT_CHUNK_SIZE = 4 * MIB
+MIN_CHUNK_SIZE = 64 * 1024
+MAX_CHUNK_SIZE = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """Options of an export.
+
+    Attributes:
+        compress: "none", "zstd:LEVEL" or "gzip:LEVEL".
+        shutdown: stop the guest for the snapshots (or for the whole transfer); False exports it live.
+        shutdown_timeout_s: how long a clean shutdown may take, seconds.
+        long_sleep: where snapshots are impossible, keep the guest down while its disks are sent.
+        zero_free_space: leave out (or zero) what the guest's filesystems do not use.
+        zero_fill: name of the zero-fill backend, or None for the best one.
+        zeroing_timeout_fixed_s, zeroing_timeout_per_mib_s: limit for zeroing = fixed + per MiB x size sum; None = 300 and 0.05.
+        remove_instance: remove the instance after the export has been published and read back.
+        ignore_remove_failures: a failing removal does not make the result incomplete.
+        layout: "diskhaul" or "ganeti".
+        verify: before old exports go, read back what was stored ("stored"), decode it too ("full"), or neither ("none":
+            then nothing that the export supersedes is removed).
+        chunk_size: bytes per chunk, a power of two from 64 KiB to 64 MiB.
+        threads: worker threads for all disks together; 0 = one per CPU, at most 8.
+        lock_timeout_s: how long to wait for locks, seconds.
+        hook_timeout_s: limit for one hook script, seconds.
+        dry_run: stop after the pre hook scripts and say what would be done.
+    """
+
+    compress: str = "zstd:1"
+    shutdown: bool = True
+    shutdown_timeout_s: float = 120.0
+    long_sleep: bool = False
+    zero_free_space: bool = False
+    zero_fill: str | None = None
+    zeroing_timeout_fixed_s: float | None = None
+    zeroing_timeout_per_mib_s: float | None = None
+    remove_instance: bool = False
+    ignore_remove_failures: bool = False
+    layout: Layout = "diskhaul"
+    verify: VerifyMode = "stored"
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    threads: int = 0
+    lock_timeout_s: float = 3600.0
+    hook_timeout_s: float = 60.0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """Options of an import.
+
+    Attributes:
+        force: overwrite disks that exist.
+        grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
+        threads, lock_timeout_s: as in `ExportOptions`.
+        dry_run: check everything and write nothing.
+    """
+
+    force: bool = False
+    grow: tuple[tuple[int, int], ...] = ()
+    threads: int = 0
+    lock_timeout_s: float = 3600.0
+    hook_timeout_s: float = 60.0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepPolicy:
+    """Which exports ``prune`` and the ``keep`` clean-up keep; 0 keeps none for that reason. Periods are UTC; weeks are ISO weeks."""
+
+    last: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+
+    @property
+    def keeps_nothing(self) -> bool:
+        return not (self.last or self.daily or self.weekly or self.monthly or self.yearly)

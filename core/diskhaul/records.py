@@ -1,0 +1,235 @@
+"""What operations answer: records of exports, plans, results, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from .model import Instance, Node
+
+Consistency = Literal["stopped", "filesystem", "crash"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """An export that lies somewhere.
+
+    Attributes:
+        export_id: UTC time and short run id; sorts by age.
+        instance: full name.
+        node: a node that reaches it.
+        store: identity of the store it lies in.
+        path: where it is, as that node sees it.
+        created: UTC.
+        layout: "diskhaul" or "ganeti".
+        disk_bytes: sizes of its disks together.
+        stored_bytes: what it takes up, as the manifest counts it.
+        problem: why it is not valid, or "".
+    """
+
+    export_id: str
+    instance: str
+    node: str
+    store: str
+    path: str
+    created: datetime
+    layout: str = "diskhaul"
+    compress: str = ""
+    consistency: str = ""
+    disk_count: int = 0
+    disk_bytes: int = 0
+    stored_bytes: int = 0
+    problem: str = ""
+
+    @property
+    def valid(self) -> bool:
+        return not self.problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDisk:
+    """One disk of a plan. `data_bytes` is what has to be read; `stored_bytes` an estimate from samples of it.
+
+    `snapshot` is the backend that will be used, "" for none; `snapshot_problem` says why there is none.
+    """
+
+    index: int
+    label: str
+    size: int
+    data_bytes: int
+    hole_bytes: int
+    stored_bytes: int
+    snapshot: str = ""
+    snapshot_problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What an operation is about to do, for people, hook scripts and `diskhaul_prerequisites`.
+
+    Attributes:
+        operation: "export", "import", ...
+        running: whether the guest runs now.
+        downtime: "none", "snapshot" (until the snapshots exist) or "transfer" (until the disks are sent).
+        steps: what will happen, in order, one line each.
+    """
+
+    operation: str
+    run_id: str
+    cluster: str
+    instance: Instance
+    source: Node | None
+    target: Node | None
+    running: bool
+    downtime: Literal["none", "snapshot", "transfer"]
+    steps: tuple[str, ...]
+    disks: tuple[PlannedDisk, ...] = ()
+    free_bytes: int | None = None
+    supersedes: tuple[ExportRecord, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskResult:
+    """What became of one disk. `error` is "" when it was sent (or restored) and checked."""
+
+    index: int
+    label: str
+    size: int = 0
+    bytes_read: int = 0
+    bytes_skipped: int = 0
+    bytes_written: int = 0
+    data_bytes: int = 0
+    zero_bytes: int = 0
+    free_bytes: int = 0
+    root_digest: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        export: the new export, or None after a dry run or a failure.
+        timings: seconds by stage; "shutdown" is how long the guest was down.
+        incomplete: what is left to do by hand (exit code 4): a clean-up or a removal that failed.
+        warnings: everything else worth saying.
+    """
+
+    run_id: str
+    instance: str
+    node: str
+    plan: Plan
+    export: ExportRecord | None = None
+    consistency: Consistency = "stopped"
+    disks: tuple[DiskResult, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    removed: tuple[ExportRecord, ...] = ()
+    incomplete: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 4 if self.incomplete else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportResult:
+    """What an import did. `targets` is where each disk went, by index."""
+
+    run_id: str
+    instance: str
+    source: str
+    disks: tuple[DiskResult, ...] = ()
+    targets: Mapping[int, str] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with an export.
+
+    Attributes:
+        path: the export.
+        file: the file in it, "" for the export as a whole.
+        disk: index, or None where it concerns no single disk.
+        offset: byte offset in the *disk*, or None where it has no place.
+    """
+
+    path: str
+    file: str
+    problem: str
+    disk: int | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        place = f"disk {self.disk}" if self.disk is not None else self.file or "export"
+        if self.offset is not None:
+            place += f" offset {self.offset}"
+        return f"{self.path}: {place}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What `verify` found: `findings` is empty when every byte of every export checked is as it was written."""
+
+    checked: tuple[ExportRecord, ...]
+    findings: tuple[Finding, ...] = ()
+    bytes_checked: int = 0
+    unreachable: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 6 if self.findings else 4 if self.unreachable else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListResult:
+    """Exports over nodes. `unreachable` names the nodes that did not answer, with the reason."""
+
+    exports: tuple[ExportRecord, ...]
+    unreachable: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 4 if self.unreachable else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalResult:
+    """What `remove` or `prune` removed and kept."""
+
+    removed: tuple[ExportRecord, ...] = ()
+    kept: tuple[ExportRecord, ...] = ()
+    incomplete: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return 4 if self.incomplete else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverResult:
+    """What `recover` undid or finished, one line each, and what it could not (`incomplete`)."""
+
+    done: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 4 if self.incomplete else 0
