@@ -1,0 +1,130 @@
+"""The journal: what unfinished runs have begun, so that it can be undone when they are gone.
+
+An SQLite database in the cluster's state directory. Every change to the outside world that would have to be undone is noted
+*before* it is made and struck off once it has been undone or has become final; a process that is killed leaves its notes
+behind, and `diskhaul recover`, or the next operation on the same instance, acts on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import RefusedError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing"]
+"""What is noted: a guest to be running again, a guest to be thawed, disks to be deactivated, a snapshot, an unpublished
+export, an export being removed."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, operation TEXT NOT NULL, instance TEXT NOT NULL, started REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (
+    id INTEGER PRIMARY KEY, run_id TEXT NOT NULL REFERENCES runs(run_id) ON DELETE CASCADE, kind TEXT NOT NULL, data TEXT NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One thing a run has begun. `data` is what it takes to undo it."""
+
+    note_id: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnfinishedRun:
+    """A run that has not ended, or whose process is gone. `started` is seconds since the epoch."""
+
+    run_id: str
+    operation: str
+    instance: str
+    started: float
+    notes: tuple[Note, ...]
+
+
+class Journal:
+    """The journal of one cluster. Every method is one durable transaction; safe to use from several threads and processes."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "journal.sqlite"
+        try:
+            state_dir.mkdir(mode=0o700, exist_ok=True)
+            with self._connection() as connection:
+                connection.executescript(_SCHEMA)
+        except (OSError, self._database_error()) as error:
+            raise RefusedError(f"state_dir {state_dir}: the journal cannot be written: {error}; check the directory") from error
+
+    @staticmethod
+    def _database_error() -> type[Exception]:
+        import sqlite3
+
+        return sqlite3.Error
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # not at the top: start-up time
+
+        # A connection per call: connections must not cross threads or forks, and calls are few.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.close(descriptor)
+        with closing(sqlite3.connect(self._path, timeout=30.0)) as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            with connection:
+                yield connection
+
+    def begin(self, run_id: str, operation: str, instance: str) -> None:
+        """Open a run; its notes refer to it."""
+        with self._connection() as connection:
+            connection.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, operation, instance, time.time()))
+
+    def note(self, run_id: str, kind: NoteKind, data: Mapping[str, Any]) -> int:
+        """Note what is about to be done; return the note's id for `strike`."""
+        with self._connection() as connection:
+            cursor = connection.execute(
+                "INSERT INTO notes (run_id, kind, data) VALUES (?, ?, ?)", (run_id, kind, json.dumps(data, sort_keys=True))
+            )
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+    def strike(self, note_id: int) -> None:
+        """Strike a note off: undone, or final. Striking twice is fine."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM notes WHERE id = ?", (note_id,))
+
+    def finish(self, run_id: str) -> None:
+        """End a run that has no notes left; one that has stays for `recover`."""
+        with self._connection() as connection:
+            connection.execute(
+                "DELETE FROM runs WHERE run_id = ?1 AND NOT EXISTS (SELECT 1 FROM notes WHERE run_id = ?1)", (run_id,)
+            )
+
+    def unfinished(self, instance: str | None = None) -> list[UnfinishedRun]:
+        """Runs that have not ended, oldest first; those of `instance`, or all."""
+        with self._connection() as connection:
+            runs = connection.execute(
+                "SELECT run_id, operation, instance, started FROM runs WHERE ?1 IS NULL OR instance = ?1 ORDER BY started",
+                (instance,),
+            ).fetchall()
+            notes = connection.execute("SELECT id, run_id, kind, data FROM notes ORDER BY id").fetchall()
+        return [
+            UnfinishedRun(
+                run_id=run_id,
+                operation=operation,
+                instance=of,
+                started=started,
+                notes=tuple(Note(note_id=i, kind=kind, data=json.loads(data)) for i, owner, kind, data in notes if owner == run_id),
+            )
+            for run_id, operation, of, started in runs
+        ]
