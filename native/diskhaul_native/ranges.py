@@ -1,0 +1,35 @@
+"""Checks of arguments, and the result of a copy: what the C face and the reference share besides errors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_OFFSET = 2**63 - 1
+ZERO_METHODS = ("auto", "punch", "zero-range", "blkzeroout", "write")  # the index is the number the C core uses
+
+
+class CopyResult(NamedTuple):
+    """What `copy_range` did: source bytes read (holes are not), data bytes written (zeroing is not counted)."""
+
+    read: int
+    written: int
+
+
+def check_range(offset: int, length: int) -> None:
+    """Raise ValueError unless 0 <= offset, 0 <= length and the end is a valid file offset (below 2^63)."""
+    if offset < 0 or length < 0 or offset + length > MAX_OFFSET:
+        raise ValueError(f"not a range of a file: offset {offset}, length {length}")
+
+
+def check_block_size(block_size: int) -> None:
+    """Raise ValueError unless block_size is between 1 and 2^30 bytes."""
+    if not 1 <= block_size <= 1 << 30:
+        raise ValueError(f"not a block size in bytes: {block_size}")
+
+
+def zero_method_number(method: str) -> int:
+    """The C core's number of a zeroing method; ValueError for an unknown name."""
+    try:
+        return ZERO_METHODS.index(method)
+    except ValueError:
+        raise ValueError(f"unknown zeroing method {method!r}: one of {', '.join(ZERO_METHODS)}") from None

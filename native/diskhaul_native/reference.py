@@ -1,0 +1,296 @@
+"""The functions of diskhaul_native in plain Python: slow, short, and the oracle that tests compare the C core with.
+
+Same names, arguments, results and errors as the package itself; nothing but tests should use it. It never stands in for a
+missing C core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .errors import NativeIOError, io_error
+from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_range, zero_method_number
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+KERNELS = ("python",)
+
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+FICLONE = 0x40049409
+FICLONERANGE = 0x4020940D
+BLKSSZGET = 0x1268
+BLKGETSIZE64 = 0x80081272
+BLKZEROOUT = 0x127F
+UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL})
+PIECE = 1 << 20
+
+
+def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
+    """See diskhaul_native.is_zero."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"no zero-scan kernel {kernel!r} here: {', '.join(KERNELS)}")
+    return not any(memoryview(buffer).cast("B"))
+
+
+def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
+    """See diskhaul_native.read_into."""
+    view = memoryview(buffer).cast("B")
+    check_range(offset, len(view))
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as error:
+            raise io_error(error.errno or errno.EIO, "reading", fd, name=name, offset=offset + done) from None
+        if count == 0:
+            raise io_error(errno.ENODATA, "reading", fd, name=name, offset=offset + done)
+        done += count
+
+
+def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> bool:
+    """See diskhaul_native.read_scan."""
+    read_into(fd, buffer, offset, name=name)
+    return is_zero(buffer)
+
+
+def write_from(fd: int, buffer: ReadableBuffer, offset: int, *, name: str = "") -> None:
+    """See diskhaul_native.write_from."""
+    view = memoryview(buffer).cast("B")
+    check_range(offset, len(view))
+    done = 0
+    while done < len(view):
+        try:
+            count = os.pwrite(fd, view[done:], offset + done)
+        except OSError as error:
+            raise io_error(error.errno or errno.EIO, "writing", fd, name=name, offset=offset + done) from None
+        if count == 0:
+            raise io_error(errno.EIO, "writing", fd, name=name, offset=offset + done)
+        done += count
+
+
+def write_sparse(
+    fd: int, buffer: ReadableBuffer, offset: int, *, block_size: int = 4096, zero_holes: bool = False, name: str = ""
+) -> int:
+    """See diskhaul_native.write_sparse."""
+    view = memoryview(buffer).cast("B")
+    check_range(offset, len(view))
+    check_block_size(block_size)
+    written = 0
+    position = 0
+    while position < len(view):
+        size = min(len(view) - position, block_size - (offset + position) % block_size)
+        block = view[position : position + size]
+        if any(block):
+            write_from(fd, block, offset + position, name=name)
+            written += size
+        elif zero_holes:
+            zero_range(fd, offset + position, size, name=name)
+        position += size
+    return written
+
+
+def extents(fd: int, size: int, *, start: int = 0, name: str = "") -> Iterator[tuple[int, int, bool]]:
+    """See diskhaul_native.extents."""
+    check_range(start, max(0, size - start))
+    return _extents(fd, size, start, name)
+
+
+def _extents(fd: int, size: int, start: int, name: str) -> Iterator[tuple[int, int, bool]]:
+    position = start
+    while position < size:
+        data = _seek(fd, position, os.SEEK_DATA, name)
+        if data is None:
+            yield position, size - position, True
+            return
+        if data < 0:  # no data up to the end of the file: a hole, as far as the file goes
+            if os.fstat(fd).st_size < size:
+                raise io_error(errno.ENODATA, "mapping extents", fd, name=name, offset=max(position, os.fstat(fd).st_size))
+            data = size
+        if data > position:
+            end = min(data, size)
+            yield position, end - position, False
+        else:
+            hole = _seek(fd, position, os.SEEK_HOLE, name)
+            end = size if hole is None else min(hole, size)
+            yield position, end - position, True
+        position = end
+
+
+def _seek(fd: int, position: int, whence: int, name: str) -> int | None:
+    """The offset lseek found; -1 for "nothing up to the end", None where the file cannot tell."""
+    try:
+        return os.lseek(fd, position, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return -1
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ESPIPE):
+            return None
+        raise io_error(error.errno or errno.EIO, "mapping extents", fd, name=name, offset=position) from None
+
+
+def copy_range(
+    source_fd: int,
+    target_fd: int,
+    offset: int,
+    length: int,
+    *,
+    target_offset: int | None = None,
+    zero_holes: bool = False,
+    name: str = "",
+) -> CopyResult:
+    """See diskhaul_native.copy_range."""
+    target_start = offset if target_offset is None else target_offset
+    check_range(offset, length)
+    check_range(target_start, length)
+    _refuse_overlap(source_fd, target_fd, offset, target_start, length, name)
+    read = written = 0
+    for extent_offset, extent_length, is_data in extents(source_fd, offset + length, start=offset, name=name):
+        shift = target_start - offset
+        if not is_data:
+            if zero_holes:
+                zero_range(target_fd, extent_offset + shift, extent_length, name=name)
+            continue
+        for position in range(extent_offset, extent_offset + extent_length, PIECE):
+            piece = bytearray(min(PIECE, extent_offset + extent_length - position))
+            read_into(source_fd, piece, position, name=name)
+            read += len(piece)
+            written += write_sparse(target_fd, piece, position + shift, zero_holes=zero_holes, name=name)
+    return CopyResult(read, written)
+
+
+def _refuse_overlap(source_fd: int, target_fd: int, offset: int, target_offset: int, length: int, name: str) -> None:
+    try:
+        source, target = os.fstat(source_fd), os.fstat(target_fd)
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "copying", source_fd, name=name, offset=offset) from None
+    same_file = (source.st_dev, source.st_ino) == (target.st_dev, target.st_ino)
+    same_device = stat.S_ISBLK(source.st_mode) and stat.S_ISBLK(target.st_mode) and source.st_rdev == target.st_rdev
+    if (same_file or same_device) and abs(offset - target_offset) < length:
+        raise io_error(errno.EINVAL, "copying a range onto itself", source_fd, name=name, offset=offset)
+
+
+def zero_range(fd: int, offset: int, length: int, *, method: str = "auto", name: str = "") -> str:
+    """See diskhaul_native.zero_range."""
+    check_range(offset, length)
+    zero_method_number(method)
+    methods = ZERO_METHODS[1:] if method == "auto" else (method,)
+    for candidate in methods:
+        try:
+            _zero(fd, offset, length, candidate, name)
+        except NativeIOError as error:
+            if error.errno == errno.EOPNOTSUPP and method == "auto":
+                continue
+            raise
+        return candidate
+    raise io_error(errno.EOPNOTSUPP, "zeroing", fd, name=name, offset=offset)
+
+
+def _zero(fd: int, offset: int, length: int, method: str, name: str) -> None:
+    """Zero with this method; NativeIOError EOPNOTSUPP where the target does not have it."""
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "zeroing", fd, name=name, offset=offset) from None
+    is_block = stat.S_ISBLK(status.st_mode)
+    sector = struct.unpack("I", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0] if is_block else 1
+    if is_block and offset + length > block_device_size(fd):
+        raise io_error(errno.ENOSPC, "zeroing", fd, name=name, offset=offset)
+    if length == 0:
+        return
+    first = -(-offset // sector) * sector
+    last = (offset + length) // sector * sector
+    if method == "write" or first >= last:
+        _write_zeros(fd, offset, length, name)
+        return
+    if method == "punch":
+        _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first, name)
+        if stat.S_ISREG(status.st_mode) and os.fstat(fd).st_size < offset + length:
+            write_from(fd, b"\0", offset + length - 1, name=name)
+    elif method == "zero-range":
+        _fallocate(fd, FALLOC_FL_ZERO_RANGE | (FALLOC_FL_KEEP_SIZE if is_block else 0), first, last - first, name)
+    else:
+        try:
+            fcntl.ioctl(fd, BLKZEROOUT, struct.pack("QQ", first, last - first))
+        except OSError as error:
+            code = errno.EOPNOTSUPP if error.errno in UNSUPPORTED else error.errno or errno.EIO
+            raise io_error(code, "zeroing", fd, name=name, offset=first) from None
+    _write_zeros(fd, offset, first - offset, name)
+    _write_zeros(fd, last, offset + length - last, name)
+
+
+def _write_zeros(fd: int, offset: int, length: int, name: str) -> None:
+    for position in range(offset, offset + length, PIECE):
+        write_from(fd, bytes(min(PIECE, offset + length - position)), position, name=name)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int, name: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while libc.fallocate(fd, mode, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise io_error(errno.EOPNOTSUPP if code in UNSUPPORTED else code, "zeroing", fd, name=name, offset=offset)
+
+
+def clone(
+    source_fd: int, target_fd: int, *, source_offset: int = 0, length: int = 0, target_offset: int = 0, name: str = ""
+) -> None:
+    """See diskhaul_native.clone."""
+    check_range(source_offset, length)
+    check_range(target_offset, length)
+    try:
+        if source_offset == length == target_offset == 0:
+            fcntl.ioctl(target_fd, FICLONE, source_fd)
+        else:
+            fcntl.ioctl(target_fd, FICLONERANGE, struct.pack("qQQQ", source_fd, source_offset, length, target_offset))
+    except OSError as error:
+        code = errno.EOPNOTSUPP if error.errno in (errno.ENOTTY, errno.ENOSYS) else error.errno or errno.EIO
+        raise io_error(code, "cloning", target_fd, name=name, offset=target_offset) from None
+
+
+def fsync(fd: int, *, name: str = "") -> None:
+    """See diskhaul_native.fsync."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "syncing", fd, name=name) from None
+
+
+def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
+    """See diskhaul_native.drop_cache."""
+    check_range(offset, length)
+    try:
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "dropping the cache", fd, offset=offset) from None
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """See diskhaul_native.aligned_buffer."""
+    if size < 1:
+        raise ValueError(f"not a buffer size in bytes: {size}")
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def block_device_size(fd: int) -> int:
+    """See diskhaul_native.block_device_size."""
+    try:
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            raise io_error(errno.ENOTBLK, "asking for the device's size", fd)
+        size: int = struct.unpack("Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))[0]
+    except NativeIOError:
+        raise
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "asking for the device's size", fd) from None
+    return size
