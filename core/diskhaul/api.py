@@ -11,12 +11,12 @@ Errors: raise `OSError` or any `diskhaul.DiskhaulError`; the operation names the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from .errors import GuestError, StorageError
-from .model import NO_OPTIONS, Cluster, Disk, Instance, Node, Options
+from .model import Cluster, Disk, Instance, Node, Options
 
 if TYPE_CHECKING:
     from .records import ExportRecord
@@ -507,7 +507,7 @@ class BackendContext:
     """
 
     cluster: Cluster
-    options: Options = NO_OPTIONS
+    options: Options = field(default_factory=dict)
 
 
 def _assume_it_works() -> Capability:

@@ -30,7 +30,7 @@ from .errors import (
     UnknownBackendError,
 )
 from .hookspecs import PROJECT
-from .model import NO_OPTIONS, Cluster, Disk
+from .model import Cluster, Disk
 from .names import printable
 from .permissions import tampering_problem
 
@@ -429,7 +429,7 @@ class PluginHost:
         with self._lock:
             backend = self._backends.get((stage, name))
             if backend is None:
-                context = api.BackendContext(cluster=cluster, options=cluster.backend_options.get(name, NO_OPTIONS))
+                context = api.BackendContext(cluster=cluster, options=cluster.backend_options.get(name, {}))
                 with _blaming(PluginError, f"{stage} {name!r} of {plugin} could not be created"):
                     backend = _complete(registered.spec.create(context), _STAGES[stage])
                 self._backends[stage, name] = backend
@@ -482,10 +482,10 @@ class PluginHost:
                     reasons.append(f"{hook} returned {_what(result)}; it must be a list of lines or None")
                     continue
                 for reason in result:
-                    good = isinstance(reason, str) and reason.strip()
-                    reasons.append(
-                        _one_line(reason) if good else f"{hook} gave {_what(reason)} for a reason; it must be a line of text"
-                    )
+                    if isinstance(reason, str) and reason.strip():
+                        reasons.append(_one_line(reason))
+                    else:
+                        reasons.append(f"{hook} gave {_what(reason)} for a reason; it must be a line of text")
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -524,9 +524,6 @@ class PluginHost:
                 setters[name] = plugin
                 variables[name] = value
         return variables
-
-    def _observers(self, hook: str) -> list[tuple[_Plugin, Callable[..., object]]]:
-        return self._implementations(hook)
 
 
 # --- how plugins are looked at ----------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from .errors import ConfigurationError
@@ -17,8 +16,6 @@ from .names import check_name
 
 AdminState = Literal["up", "down"]
 Options = Mapping[str, Any]
-
-NO_OPTIONS: Options = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class Disk:
     snapshot: str | None = None
     name: str = ""
     uuid: str = ""
-    options: Options = NO_OPTIONS
+    options: Options = field(default_factory=dict)
     index: int = 0
 
     @property
@@ -87,9 +84,9 @@ class Instance:
     memory_mib: int = 0
     vcpus: int = 0
     tags: Sequence[str] = ()
-    runtime_options: Options = NO_OPTIONS
-    private: Options = field(default=NO_OPTIONS, repr=False)
-    parameters: Options = NO_OPTIONS
+    runtime_options: Options = field(default_factory=dict)
+    private: Options = field(default_factory=dict, repr=False)
+    parameters: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name("instance", self.name)
@@ -111,7 +108,7 @@ class Node:
     export_dir: Path
     offline: bool = False
     drained: bool = False
-    options: Options = NO_OPTIONS
+    options: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name("node", self.name)
@@ -137,9 +134,9 @@ class Cluster:
     master: str = ""
     hook_dir: Path | None = None
     compression: Sequence[str] = ("none", "zstd", "gzip")
-    defaults: Options = NO_OPTIONS
-    backends: Mapping[str, str] = MappingProxyType({})
-    backend_options: Mapping[str, Options] = MappingProxyType({})
+    defaults: Options = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
+    backend_options: Mapping[str, Options] = field(default_factory=dict)
     nodes: Sequence[Node] = ()
     instances: Sequence[Instance] = ()
     source: Path | None = None
