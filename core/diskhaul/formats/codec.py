@@ -1,0 +1,381 @@
+"""How a chunk becomes stored bytes and comes back: raw, one zstd frame, or one gzip member per chunk.
+
+Because every chunk stands alone, chunks are compressed by many threads and read back in any order; because frames (members)
+one after another are one valid stream, ``zstd -d`` and ``gzip -d`` give back the raw disk.
+
+A `Codec` may be shared by threads. Encoders and decoders are made one per thread; the heavy work releases the GIL.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from ..api import Buffer
+from ..errors import RefusedError
+from ..names import printable
+from .corruption import CorruptError
+from .seekable import seek_table_bytes, seek_table_length
+
+DEFAULT_LEVELS = {"none": 0, "zstd": 1, "gzip": 6}
+ALLOWED = "none, zstd:LEVEL (-131072 to 22) or gzip:LEVEL (1 to 9)"
+
+_LEVELS = {"none": range(1), "zstd": range(-131072, 23), "gzip": range(1, 10)}
+_COMPRESS = re.compile(r"(none|zstd|gzip)(?::(-?[0-9]{1,6}))?")
+_ZERO_FRAMES_KEPT = 16  # chunk sizes, and each disk's shorter last chunk, at once; a frame of zeros is a few hundred bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A compressor and its level, as in ``--compress zstd:1``. `level` is 0 for "none"."""
+
+    name: str
+    level: int = 0
+
+    def __str__(self) -> str:
+        return self.name if self.name == "none" else f"{self.name}:{self.level}"
+
+
+def parse_compress(text: str) -> Compression:
+    """Read ``none``, ``zstd``, ``zstd:LEVEL``, ``gzip`` or ``gzip:LEVEL``; without a level zstd means 1 and gzip 6.
+
+    Raises:
+        RefusedError: it is anything else.
+    """
+    match = _COMPRESS.fullmatch(text)
+    if match is not None and not (match[1] == "none" and match[2] is not None):
+        level = int(match[2]) if match[2] is not None else DEFAULT_LEVELS[match[1]]
+        if level in _LEVELS[match[1]]:
+            return Compression(match[1], level)
+    raise RefusedError(f"compression {printable(text[:60])} is not known: use {ALLOWED}")
+
+
+class Encoder(Protocol):
+    """Encodes chunks; belongs to one thread."""
+
+    def encode(self, chunk: memoryview, /) -> Buffer:
+        """Return what is stored for `chunk` (not empty). For raw storage that is `chunk` itself, not a copy."""
+        ...
+
+
+class Decoder(Protocol):
+    """Decodes chunks; belongs to one thread."""
+
+    def decode(self, data: Buffer, length: int, /) -> Buffer:
+        """Return the chunk of exactly `length` bytes (at least 1) stored as `data`.
+
+        Whatever `data` holds, no more than `length` bytes are made of it, and no more memory is taken than that and
+        some 10 MiB.
+
+        Raises:
+            CorruptError: `data` is not exactly one frame of `length` bytes.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """One way to store chunks.
+
+    Attributes:
+        name: "none", "zstd" or "gzip".
+        suffix: of data files, ".raw", ".raw.zst" or ".raw.gz".
+        encoded: False when stored bytes are the disk's own, so that the file can be sparse and is read in place.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def encoded(self) -> bool: ...
+
+    def encoder(self) -> Encoder: ...
+
+    def decoder(self) -> Decoder: ...
+
+    def zero_frame(self, length: int, /) -> bytes:
+        """What is stored for `length` zero bytes; made once and then shared."""
+        ...
+
+    def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
+        """What follows the last frame, in pieces. Quickest with ``array('I')``."""
+        ...
+
+    def trailer_length(self, count: int, /) -> int:
+        """Bytes in the trailer of `count` chunks."""
+        ...
+
+
+def codec_for(name: str, level: int | None = None) -> Codec:
+    """Return the codec `name`, which encodes at `level` (None: the default one; decoding needs none).
+
+    Raises:
+        RefusedError: there is no such codec, or no such level.
+    """
+    compression = parse_compress(name if level is None or name == "none" else f"{name}:{level}")
+    if compression.name != name:  # "zstd:3" is a compression, not the name of a codec
+        raise RefusedError(f"codec {printable(name[:60])} is not known: use none, zstd or gzip")
+    if name == "zstd":
+        return ZstdCodec(compression.level)
+    if name == "gzip":
+        return GzipCodec(compression.level)
+    return RawCodec()
+
+
+def max_stored_length(length: int) -> int:
+    """The most bytes that any codec here makes of `length` bytes.
+
+    Both formats store what does not compress in blocks: zstd adds 3 bytes per 128 KiB block (ZSTD_compressBound: n + n/256),
+    zlib 5 bytes per 16 KiB block, besides headers and checksums of less than 64 bytes.
+    """
+    return length + length // 128 + 1024
+
+
+# --- raw --------------------------------------------------------------------------------------------------------------
+
+
+class RawCodec:
+    """Stores chunks as they are."""
+
+    name = "none"
+    suffix = ".raw"
+    encoded = False
+
+    def encoder(self) -> Encoder:
+        return _RawEncoder()
+
+    def decoder(self) -> Decoder:
+        return _RawDecoder()
+
+    def zero_frame(self, length: int, /) -> bytes:
+        return bytes(length)
+
+    def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
+        return ()
+
+    def trailer_length(self, count: int, /) -> int:
+        return 0
+
+
+class _RawEncoder:
+    __slots__ = ()
+
+    def encode(self, chunk: memoryview, /) -> Buffer:
+        return chunk
+
+
+class _RawDecoder:
+    __slots__ = ()
+
+    def decode(self, data: Buffer, length: int, /) -> Buffer:
+        _check_length(length)
+        stored = memoryview(data).nbytes
+        if stored != length:
+            raise CorruptError(f"{stored} bytes are stored, not {length}")
+        return data
+
+
+# --- zstd -------------------------------------------------------------------------------------------------------------
+
+
+class ZstdCodec:
+    """One zstd frame (RFC 8878) per chunk, with content size and content checksum; a seek table at the end."""
+
+    name = "zstd"
+    suffix = ".raw.zst"
+    encoded = True
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def encoder(self) -> Encoder:
+        return _ZstdEncoder(self.level)
+
+    def decoder(self) -> Decoder:
+        return _ZstdDecoder()
+
+    def zero_frame(self, length: int, /) -> bytes:
+        return _zstd_zero_frame(self.level, length)
+
+    def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
+        return seek_table_bytes(stored_lengths, chunk_lengths)
+
+    def trailer_length(self, count: int, /) -> int:
+        return seek_table_length(count)
+
+
+class _ZstdEncoder:
+    __slots__ = ("_compress",)
+
+    def __init__(self, level: int) -> None:
+        import zstandard  # here, so that listing codecs does not load it
+
+        self._compress = zstandard.ZstdCompressor(
+            level=level, write_checksum=True, write_content_size=True, write_dict_id=False
+        ).compress
+
+    def encode(self, chunk: memoryview, /) -> Buffer:
+        return self._compress(chunk)
+
+
+class _ZstdDecoder:
+    __slots__ = ("_decompress", "_error")
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._error = zstandard.ZstdError
+        self._decompress = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompress  # `_check_zstd_header` bounds it
+
+    def decode(self, data: Buffer, length: int, /) -> Buffer:
+        _check_length(length)
+        _check_zstd_header(memoryview(data).cast("B"), length)
+        try:
+            # Without allow_extra_data=False zstandard decodes the first of several frames and drops the rest in silence.
+            chunk = self._decompress(data, max_output_size=length, allow_extra_data=False)
+        except self._error as error:
+            raise CorruptError(f"zstd frame: {error}") from error
+        if len(chunk) != length:
+            raise CorruptError(f"zstd frame holds {len(chunk)} bytes, not {length}")
+        return chunk
+
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_CONTENT_SIZE_LENGTHS = (0, 2, 4, 8)
+_ZSTD_WINDOW_EVERYONE_HAS = 8 << 20  # RFC 8878, 3.1.1.1.2: what every decoder should support; a frame's own size is fine too
+
+
+def _check_zstd_header(frame: memoryview, length: int) -> None:
+    """Refuse a frame that would make the decoder take memory, or that our encoder cannot have written.
+
+    Field by field as in RFC 8878, section 3.1.1.1. The decoder checks most of it again, but only after it has allocated.
+    """
+    if len(frame) < 6:
+        raise CorruptError("zstd frame is cut short")
+    if frame[:4] != _ZSTD_MAGIC:
+        skippable = frame[1:4] == b"\x2a\x4d\x18" and frame[0] >> 4 == 5
+        raise CorruptError("a skippable frame stands where data belongs" if skippable else "not a zstd frame")
+    descriptor = frame[4]
+    size_flag = descriptor >> 6
+    single_segment = bool(descriptor & 0x20)
+    if descriptor & 0x18:
+        raise CorruptError("zstd frame header has reserved bits set")
+    if not descriptor & 0x04:
+        raise CorruptError("zstd frame has no content checksum")
+    if descriptor & 0x03:
+        raise CorruptError("zstd frame wants a dictionary")
+    size_length = 1 if single_segment and size_flag == 0 else _ZSTD_CONTENT_SIZE_LENGTHS[size_flag]
+    if size_length == 0:
+        raise CorruptError("zstd frame does not say its size")
+    at = 5 if single_segment else 6
+    if len(frame) < at + size_length:
+        raise CorruptError("zstd frame is cut short")
+    content_size = int.from_bytes(frame[at : at + size_length], "little") + (256 if size_length == 2 else 0)
+    if content_size != length:
+        raise CorruptError(f"zstd frame declares {content_size} bytes, not {length}")
+    if not single_segment:
+        window = (8 + (frame[5] & 7)) << (7 + (frame[5] >> 3))  # 2**(10+exponent), plus mantissa eighths of it
+        if window > max(length, _ZSTD_WINDOW_EVERYONE_HAS):
+            raise CorruptError(f"zstd frame wants a window of {window} bytes")
+
+
+@lru_cache(maxsize=_ZERO_FRAMES_KEPT)
+def _zstd_zero_frame(level: int, length: int) -> bytes:
+    return bytes(_ZstdEncoder(level).encode(memoryview(bytes(length))))
+
+
+# --- gzip -------------------------------------------------------------------------------------------------------------
+
+_GZIP_WINDOW_BITS = 31  # 15, the largest window, and 16 for a gzip instead of a zlib wrapper
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"  # magic, deflate, no flags (so no names or comments), no time
+_GZIP_EMPTY = zlib.compress(b"", 1, _GZIP_WINDOW_BITS)
+_GZIP_INPUT = 256 << 10
+_GZIP_OUTPUT = 1 << 20
+
+
+class GzipCodec:
+    """One gzip member (RFC 1952) per chunk, without name and time, so that equal chunks give equal bytes."""
+
+    name = "gzip"
+    suffix = ".raw.gz"
+    encoded = True
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def encoder(self) -> Encoder:
+        return _GzipEncoder(self.level)
+
+    def decoder(self) -> Decoder:
+        return _GzipDecoder()
+
+    def zero_frame(self, length: int, /) -> bytes:
+        return _gzip_zero_frame(self.level, length)
+
+    def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
+        """One empty member for a disk without chunks (an empty file is no gzip file), else nothing."""
+        return () if len(stored_lengths) else (_GZIP_EMPTY,)
+
+    def trailer_length(self, count: int, /) -> int:
+        return 0 if count else len(_GZIP_EMPTY)
+
+
+class _GzipEncoder:
+    __slots__ = ("_level",)
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def encode(self, chunk: memoryview, /) -> Buffer:
+        return zlib.compress(chunk, self._level, _GZIP_WINDOW_BITS)
+
+
+class _GzipDecoder:
+    __slots__ = ()
+
+    def decode(self, data: Buffer, length: int, /) -> Buffer:
+        _check_length(length)
+        stored = memoryview(data).cast("B")
+        if stored[: len(_GZIP_HEADER)] != _GZIP_HEADER:
+            raise CorruptError("not a plain gzip member")
+        chunk = bytearray(length)
+        filled = at = 0
+        inflate = zlib.decompressobj(_GZIP_WINDOW_BITS)
+        try:
+            # zlib would gather the output in pieces and join them, which takes twice the memory: piece by piece into place.
+            while not inflate.eof and at < len(stored):
+                piece: Any = stored[at : at + _GZIP_INPUT]
+                at += len(piece)
+                while len(piece) and not inflate.eof:
+                    # One byte of room more than is wanted: a member that is too long shows, and one that is not can end.
+                    output = inflate.decompress(piece, min(_GZIP_OUTPUT, length - filled + 1))
+                    if filled + len(output) > length:
+                        raise CorruptError(f"gzip member holds more than {length} bytes")
+                    chunk[filled : filled + len(output)] = output
+                    filled += len(output)
+                    piece = inflate.unconsumed_tail
+        except zlib.error as error:
+            raise CorruptError(f"gzip member: {error}") from error
+        if not inflate.eof:
+            raise CorruptError("gzip member is cut short")
+        if filled != length:
+            raise CorruptError(f"gzip member holds {filled} bytes, not {length}")
+        if inflate.unused_data or at < len(stored):
+            raise CorruptError("something follows the gzip member")
+        return chunk
+
+
+@lru_cache(maxsize=_ZERO_FRAMES_KEPT)
+def _gzip_zero_frame(level: int, length: int) -> bytes:
+    return zlib.compress(bytes(length), level, _GZIP_WINDOW_BITS)
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise ValueError(f"a chunk has at least one byte, not {length}")
