@@ -171,7 +171,7 @@ class PluginHost:
             self._register(plugin, name, origin)
         for plugin in plugins:
             name = _plugin_name(plugin)
-            if name not in self._blocked:
+            if name not in self._blocked:  # asked here as well: several plugins may have this name
                 self._register(plugin, name, "call")
         self._registered = {stage: self._collect(stage) for stage in STAGES}
 
@@ -203,6 +203,8 @@ class PluginHost:
         unique, number = name, 2
         while unique in self._plugins:
             unique, number = f"{name}-{number}", number + 1
+        if unique in self._blocked:
+            return
         entry = _Plugin(unique, origin, len(self._plugins))
         if inspect.isclass(plugin):
             raise PluginError(f"{entry} is a class: give an instance of it, {plugin.__name__}()")
@@ -554,7 +556,10 @@ def _one_line(text: str) -> str:
 
 def _what(value: object) -> str:
     """What somebody gave, for a message: the kind of thing, never its content."""
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
 
 
 def _blocked_names() -> frozenset[str]:
