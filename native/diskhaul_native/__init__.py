@@ -1,25 +1,35 @@
-"""diskhaul_native: the C core's face. Temporarily the Python reference until the extension is there."""
+"""The C core of diskhaul and its Python face: zero scan, whole reads and writes, extents, sparse copies, zeroing, reflinks.
+
+Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the same functions in
+plain Python, for tests; it is never used in place of the C core, which must be built.
+"""
 
 from __future__ import annotations
 
 from .errors import NativeIOError
+
+try:
+    from .low_level import (
+        KERNELS,
+        aligned_buffer,
+        block_device_size,
+        clone,
+        copy_range,
+        drop_cache,
+        extents,
+        fsync,
+        is_zero,
+        read_into,
+        read_scan,
+        write_from,
+        write_sparse,
+        zero_range,
+    )
+except ModuleNotFoundError as error:
+    if error.name != f"{__name__}._core":
+        raise
+    raise ImportError("the C core of diskhaul_native is not built: run 'make', or install the package with pip") from error
 from .ranges import CopyResult
-from .reference import (
-    KERNELS,
-    aligned_buffer,
-    block_device_size,
-    clone,
-    copy_range,
-    drop_cache,
-    extents,
-    fsync,
-    is_zero,
-    read_into,
-    read_scan,
-    write_from,
-    write_sparse,
-    zero_range,
-)
 
 __all__ = [
     "KERNELS",

@@ -110,7 +110,7 @@ def _extents(fd: int, size: int, start: int, name: str) -> Iterator[tuple[int, i
     position = start
     while position < size:
         data = _seek(fd, position, os.SEEK_DATA, name)
-        if data is None:
+        if data is None or 0 <= data < position:  # cannot tell, or an answer that makes no sense
             yield position, size - position, True
             return
         if data < 0:  # no data up to the end of the file: a hole, as far as the file goes
@@ -122,7 +122,9 @@ def _extents(fd: int, size: int, start: int, name: str) -> Iterator[tuple[int, i
             yield position, end - position, False
         else:
             hole = _seek(fd, position, os.SEEK_HOLE, name)
-            end = size if hole is None else min(hole, size)
+            if hole == -1:
+                raise io_error(errno.ENODATA, "mapping extents", fd, name=name, offset=position)
+            end = size if hole is None or hole <= position else min(hole, size)
             yield position, end - position, True
         position = end
 

@@ -1,0 +1,137 @@
+/*
+ * The C core of diskhaul: what has to touch every byte of a disk.
+ *
+ * Rules that every function here keeps:
+ *  - It returns a value >= 0, or -errno. An operation that the file, its filesystem or this kernel does not have
+ *    is -EOPNOTSUPP (or the code named below), never a silent substitute.
+ *  - Offsets and lengths are bytes. A negative one, or an end beyond INT64_MAX, is -EINVAL.
+ *  - System calls that EINTR stopped are repeated, short reads and writes are continued.
+ *  - No global state, no allocation, no output, no signal handling, no Python. The caller owns all memory, and the
+ *    functions may run in any number of threads, also on one descriptor: the file position is neither used nor
+ *    meaningful afterwards (dh_next_extent moves it).
+ *  - A file that ends before the range that was asked for (it shrank) is -ENODATA.
+ *
+ * What stands between the two "cdef" marks is also read by native/ffi_build.py: plain declarations only.
+ */
+#ifndef DH_CORE_H
+#define DH_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+
+/* ---- zero scan (zero_scan.c) ---- */
+
+enum {
+    DH_KERNEL_BEST = -1, /* the fastest that this processor has */
+    DH_KERNEL_SCALAR = 0, /* byte by byte: the reference that the others are tested against */
+    DH_KERNEL_WORD = 1, /* 64 bits at a time, portable */
+    DH_KERNEL_AVX2 = 2,
+    DH_KERNEL_NEON = 3,
+    DH_KERNEL_COUNT = 4
+};
+
+/* The kernel's name; NULL for a number that names no kernel. */
+const char *dh_kernel_name(int kernel);
+
+/* 1 when this build and this processor have the kernel, else 0. */
+int dh_kernel_available(int kernel);
+
+/* 1 when all `length` bytes are zero (also when length is 0), 0 when not; -EOPNOTSUPP for a kernel that is not available. */
+int dh_is_zero(int kernel, const void *buffer, size_t length);
+
+/* ---- reading and writing (file_io.c) ---- */
+
+/* Fill the buffer from the file. Returns 0. `*done` counts the bytes that were read, also on failure. */
+int dh_read(int fd, void *buffer, size_t length, int64_t offset, size_t *done);
+
+/* dh_read, then the zero scan: 1 when everything read is zero, 0 when not. */
+int dh_read_scan(int fd, void *buffer, size_t length, int64_t offset, size_t *done);
+
+/* Write the whole buffer. Returns 0. `*done` counts the bytes that were written, also on failure. */
+int dh_write(int fd, const void *buffer, size_t length, int64_t offset, size_t *done);
+
+/*
+ * Write the blocks of the buffer that are not all zero, neighbours in one call. Blocks lie at multiples of `block_size`
+ * (> 0) in the file; the first and the last may be parts of one. Blocks of zeros are left alone, so the target must be known
+ * to read as zeros there and to be long enough; with `zero_holes` they are made zero as by dh_zero_range(DH_ZERO_AUTO).
+ * Returns the bytes written (zeroing does not count). `*done` counts the bytes of the buffer that were dealt with.
+ */
+int64_t dh_write_sparse(int fd, const void *buffer, size_t length, int64_t offset, size_t block_size, int zero_holes,
+                        size_t *done);
+
+/* fsync. Repeated after EINTR only: the wait was cut short, nothing was reported. Any other failure is final: the kernel reports
+ * lost data once, a second call could succeed. */
+int dh_sync(int fd);
+
+/* Ask the kernel to forget clean cached pages of the range (length 0: up to the end). */
+int dh_drop_cache(int fd, int64_t offset, int64_t length);
+
+/* ---- extents (extents.c) ---- */
+
+enum { DH_HOLE = 0, DH_DATA = 1 };
+
+/*
+ * What lies at `offset` (< end): DH_HOLE or DH_DATA, up to `*extent_end` (offset < *extent_end <= end). Where the file cannot tell
+ * (pipes, old filesystems) everything is DH_DATA. A file that ends before `end` is never said to have a hole there:
+ * -ENODATA, with its size in `*extent_end`.
+ */
+int dh_next_extent(int fd, int64_t offset, int64_t end, int64_t *extent_end);
+
+/* The size of a block device in bytes; -ENOTBLK for anything else. */
+int64_t dh_block_device_size(int fd);
+
+/* ---- making zeros (zero_range.c) ---- */
+
+enum {
+    DH_ZERO_AUTO = 0, /* the first of the following that the target has */
+    DH_ZERO_PUNCH = 1, /* fallocate, deallocating the range */
+    DH_ZERO_RANGE = 2, /* fallocate, keeping the range allocated */
+    DH_ZERO_BLKZEROOUT = 3, /* ioctl, block devices only */
+    DH_ZERO_WRITE = 4 /* writing zeros */
+};
+
+/*
+ * Make [offset, offset + length) read as zeros; a regular file that ends before is extended. Returns the method that did it.
+ * A method that the target does not have is -EOPNOTSUPP when it was named, and the next one's turn when not; one that the target has
+ * and that failed is a failure. On a block device the parts of sectors at the ends are written, whatever the method; a range beyond
+ * its end is -ENOSPC, and nothing is touched. `*failed_at` is set on failure: the offset that could not be made zero; other parts of
+ * the range may be zero by then.
+ */
+int dh_zero_range(int fd, int64_t offset, int64_t length, int method, int64_t *failed_at);
+
+/* ---- copying (copy_range.c) and sharing (clone.c) ---- */
+
+enum { DH_SIDE_SOURCE = 0, DH_SIDE_TARGET = 1 };
+
+/* How far a copy is. All zeros before the first call; not to be changed between calls. */
+struct dh_copy_progress {
+    int64_t position; /* bytes of the range that are done */
+    int64_t read; /* bytes read from the source: its holes are not */
+    int64_t written; /* bytes of data written; zeroing does not count */
+    int64_t failed_at; /* after a failure: the offset it happened at, in the file of the failed side */
+    int failed_side; /* DH_SIDE_SOURCE or DH_SIDE_TARGET */
+    int by_hand; /* nonzero once copy_file_range turned out to be no use here */
+};
+
+/*
+ * Copy [offset, offset + length) of the source to the target at `target_offset`, without its holes: the target must be known to read
+ * as zeros there, or `zero_holes` makes it so. copy_file_range does it where both files allow it; otherwise data goes through
+ * `scratch` (at least 4096 bytes), and blocks of 4096 zero bytes are treated as holes. Ranges of one file that overlap are -EINVAL.
+ *
+ * Stops after about `budget` bytes (> 0), so that the caller can be interrupted: returns 1 when there is more to do, 0 when all is
+ * done. To go on, call again with the same arguments. After a failure the bytes before `position` are copied.
+ */
+int dh_copy_range(int source_fd, int target_fd, int64_t offset, int64_t length, int64_t target_offset, int zero_holes, void *scratch,
+                  size_t scratch_size, int64_t budget, struct dh_copy_progress *progress);
+
+/*
+ * Make the target share the source's blocks (reflink). All three numbers 0: the whole file. Length 0: up to the source's end. Offsets
+ * and length must be multiples of the filesystem's block size, except at the end (-EINVAL). Different filesystems: -EXDEV.
+ */
+int dh_clone(int source_fd, int target_fd, int64_t source_offset, int64_t length, int64_t target_offset);
+
+/* cdef end */
+
+#endif

@@ -1,0 +1,225 @@
+"""The one module that talks to the C core: owns the buffers that C sees, and turns return codes into exceptions.
+
+Every function releases the GIL while C works, repeats what EINTR stopped and continues short reads and writes. Common to all:
+
+- `fd` is an open descriptor. Its file position is not used; `extents` and `copy_range` move it. All functions may run in several threads,
+  also on one descriptor.
+- `offset` and `length` are bytes; what is no range of a file (negative, or ending beyond 2^63 - 1) is a ValueError.
+- `buffer` is any C-contiguous buffer (BufferError or TypeError otherwise, and where one to be filled is read-only).
+- `name` is the file's name for messages; without it they name what the descriptor refers to.
+- A failing system call raises NativeIOError with errno, name and offset. A file that ends before the range that is to be read raises it with
+  errno ENODATA. What was done before the failure stays done.
+- A Python signal handler (so KeyboardInterrupt) runs when the C call returns, which is after at most one buffer, or `SLICE` bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ._core import ffi, lib
+from .errors import io_error
+from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_range, zero_method_number
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+SLICE = 256 << 20  # bytes that one call of a copy or a zeroing deals with before signals get their turn
+SCRATCH = 1 << 20  # bytes; a copy by hand goes through a buffer of this size
+
+
+def _kernels() -> dict[str, int]:
+    numbers = [number for number in range(lib.DH_KERNEL_COUNT) if lib.dh_kernel_available(number)]
+    return {ffi.string(lib.dh_kernel_name(number)).decode(): number for number in numbers}
+
+
+_KERNEL_NUMBERS = _kernels()
+KERNELS: tuple[str, ...] = tuple(_KERNEL_NUMBERS)
+
+
+def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
+    """Are all bytes of the buffer zero? True for an empty one.
+
+    `kernel` is one of KERNELS, by default the fastest. Raises ValueError for one that this build or this processor lacks.
+    """
+    number = lib.DH_KERNEL_BEST if kernel is None else _KERNEL_NUMBERS.get(kernel)
+    if number is None:
+        raise ValueError(f"no zero-scan kernel {kernel!r} here: {', '.join(KERNELS)}")
+    with ffi.from_buffer("char[]", buffer) as data:
+        return lib.dh_is_zero(number, data, len(data)) == 1
+
+
+def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
+    """Fill the whole buffer from the file."""
+    with ffi.from_buffer("char[]", buffer, require_writable=True) as data:
+        check_range(offset, len(data))
+        done = ffi.new("size_t *")
+        result = lib.dh_read(fd, data, len(data), offset, done)
+    if result < 0:
+        raise io_error(-result, "reading", fd, name=name, offset=offset + done[0])
+
+
+def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> bool:
+    """Fill the whole buffer from the file; True when all that was read is zero."""
+    with ffi.from_buffer("char[]", buffer, require_writable=True) as data:
+        check_range(offset, len(data))
+        done = ffi.new("size_t *")
+        result = lib.dh_read_scan(fd, data, len(data), offset, done)
+    if result < 0:
+        raise io_error(-result, "reading", fd, name=name, offset=offset + done[0])
+    return result == 1
+
+
+def write_from(fd: int, buffer: ReadableBuffer, offset: int, *, name: str = "") -> None:
+    """Write the whole buffer. The descriptor must not be open with O_APPEND (Linux would append)."""
+    with ffi.from_buffer("char[]", buffer) as data:
+        check_range(offset, len(data))
+        done = ffi.new("size_t *")
+        result = lib.dh_write(fd, data, len(data), offset, done)
+    if result < 0:
+        raise io_error(-result, "writing", fd, name=name, offset=offset + done[0])
+
+
+def write_sparse(
+    fd: int, buffer: ReadableBuffer, offset: int, *, block_size: int = 4096, zero_holes: bool = False, name: str = ""
+) -> int:
+    """Write only the blocks of the buffer that are not all zero; returns the bytes written.
+
+    Blocks lie at multiples of `block_size` (bytes) in the file. Blocks of zeros are left alone: the target must be known to read as zeros
+    there, and to be long enough, as nothing extends it. With `zero_holes` they are made zero as by `zero_range`, which does not count
+    as written.
+    """
+    check_block_size(block_size)
+    with ffi.from_buffer("char[]", buffer) as data:
+        check_range(offset, len(data))
+        done = ffi.new("size_t *")
+        result = lib.dh_write_sparse(fd, data, len(data), offset, block_size, zero_holes, done)
+    if result < 0:
+        raise io_error(-result, "writing", fd, name=name, offset=offset + done[0])
+    return result
+
+
+def extents(fd: int, size: int, *, start: int = 0, name: str = "") -> Iterator[tuple[int, int, bool]]:
+    """The data and the holes of [start, size): (offset, length, is data), ascending and without gaps.
+
+    What the file cannot tell apart (block devices, old filesystems) is one data extent. A file that is shorter than `size` raises
+    NativeIOError (ENODATA) when the iteration gets there: what is missing is no hole. The map is made while it is iterated; a file that is
+    cut meanwhile can have had its end reported as a hole already.
+    """
+    check_range(start, max(0, size - start))
+    return _extents(fd, size, start, name)
+
+
+def _extents(fd: int, size: int, start: int, name: str) -> Iterator[tuple[int, int, bool]]:
+    extent_end = ffi.new("int64_t *")
+    position = start
+    while position < size:
+        kind = lib.dh_next_extent(fd, position, size, extent_end)
+        end = extent_end[0]
+        if kind < 0:
+            raise io_error(-kind, "mapping extents", fd, name=name, offset=end)
+        yield position, end - position, kind == lib.DH_DATA
+        position = end
+
+
+def copy_range(
+    source_fd: int,
+    target_fd: int,
+    offset: int,
+    length: int,
+    *,
+    target_offset: int | None = None,
+    zero_holes: bool = False,
+    name: str = "",
+) -> CopyResult:
+    """Copy [offset, offset + length) of the source to `target_offset` (by default the same) of the target; holes stay holes.
+
+    The kernel copies, or shares blocks, where both files allow it (copy_file_range); otherwise data is read and written, and blocks of
+    4096 zero bytes count as holes. Holes are left alone: the target must be known to read as zeros there, and to be long enough.
+    With `zero_holes` they are made zero as by `zero_range`. Raises NativeIOError (EINVAL) for ranges of one file that overlap; an
+    error's offset is one in the file that failed, source or target, which the message says.
+    """
+    target_start = offset if target_offset is None else target_offset
+    check_range(offset, length)
+    check_range(target_start, length)
+    progress = ffi.new("struct dh_copy_progress *")
+    with ffi.from_buffer("char[]", aligned_buffer(SCRATCH), require_writable=True) as scratch:
+        result = 1
+        while result > 0:
+            result = lib.dh_copy_range(
+                source_fd, target_fd, offset, length, target_start, zero_holes, scratch, len(scratch), SLICE, progress
+            )
+    if result < 0:
+        on_source = progress.failed_side == lib.DH_SIDE_SOURCE
+        action, fd = ("copying: reading the source", source_fd) if on_source else ("copying: writing the target", target_fd)
+        raise io_error(-result, action, fd, name=name, offset=progress.failed_at)
+    return CopyResult(progress.read, progress.written)
+
+
+def zero_range(fd: int, offset: int, length: int, *, method: str = "auto", name: str = "") -> str:
+    """Make [offset, offset + length) read as zeros; returns the method that did it.
+
+    `method`: "punch" (fallocate, deallocates), "zero-range" (fallocate, keeps the range allocated), "blkzeroout" (ioctl, block devices
+    only), "write", or "auto": the first of these that the target has. A named one that the target lacks raises NativeIOError (EOPNOTSUPP);
+    an unknown one ValueError. A method that failed is not replaced by the next. A regular file that ends before the range's end is
+    extended; beyond a block device's end is ENOSPC. When it fails, parts of the range may be zero already.
+    """
+    check_range(offset, length)
+    number = zero_method_number(method)
+    failed_at = ffi.new("int64_t *")
+    end = offset + length
+    used = number
+    while True:
+        result = lib.dh_zero_range(fd, offset, min(SLICE, end - offset), number, failed_at)
+        if result < 0:
+            raise io_error(-result, "zeroing", fd, name=name, offset=failed_at[0])
+        used = max(used, result)  # what came last, in the order of ZERO_METHODS
+        offset += SLICE
+        if offset >= end:
+            return ZERO_METHODS[used]
+
+
+def clone(
+    source_fd: int, target_fd: int, *, source_offset: int = 0, length: int = 0, target_offset: int = 0, name: str = ""
+) -> None:
+    """Make the target share the source's blocks (FICLONE, FICLONERANGE); without numbers the whole file.
+
+    `length` 0: up to the source's end. Raises NativeIOError: EOPNOTSUPP where the filesystem has no reflinks, EXDEV between filesystems,
+    EINVAL for offsets that are no multiples of its block size.
+    """
+    check_range(source_offset, length)
+    check_range(target_offset, length)
+    result = lib.dh_clone(source_fd, target_fd, source_offset, length, target_offset)
+    if result < 0:
+        raise io_error(-result, "cloning", target_fd, name=name, offset=target_offset)
+
+
+def fsync(fd: int, *, name: str = "") -> None:
+    """Wait until the file is on stable storage. A failure is final: never repeat it, the kernel reports lost data once."""
+    result = lib.dh_sync(fd)
+    if result < 0:
+        raise io_error(-result, "syncing", fd, name=name)
+
+
+def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Ask the kernel to forget the range's clean cached pages (length 0: up to the end). Advice: dirty pages stay."""
+    check_range(offset, length)
+    result = lib.dh_drop_cache(fd, offset, length)
+    if result < 0:
+        raise io_error(-result, "dropping the cache", fd, offset=offset)
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """A writable buffer of `size` bytes of zeros that starts at a page boundary, as direct I/O needs it. Freed with its last reference."""
+    if size < 1:
+        raise ValueError(f"not a buffer size in bytes: {size}")
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def block_device_size(fd: int) -> int:
+    """The size of a block device in bytes. Raises NativeIOError (ENOTBLK) for anything else."""
+    result = lib.dh_block_device_size(fd)
+    if result < 0:
+        raise io_error(-result, "asking for the device's size", fd)
+    return result
