@@ -1,7 +1,7 @@
 """The build backend: setuptools, told about the cffi module.
 
-`cffi_modules` is only a keyword of setup(); pyproject.toml has no place for it, and a setup.py would have nothing else to say. This is
-the extension of setuptools.build_meta that its documentation describes.
+`cffi_modules` is only a keyword of setup(); pyproject.toml has no place for it, and a setup.py would have nothing else
+to say. This is the extension of setuptools.build_meta that its documentation describes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from setuptools import build_meta
 CFFI_MODULES = ["native/ffi_build.py:ffibuilder"]
 
 
-class _Backend(build_meta._BuildMetaBackend):  # noqa: SLF001  (the class has no public name, the documentation derives from it too)
+class _Backend(build_meta._BuildMetaBackend):
+    # The class has no public name; the documentation derives from it too.
+
     def run_setup(self, setup_script: str = "setup.py") -> None:
         """Run setup() in the project's directory, for whichever command the hook put into sys.argv."""
         setuptools.setup(cffi_modules=CFFI_MODULES)

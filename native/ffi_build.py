@@ -1,7 +1,8 @@
 """How the C core becomes the extension module diskhaul_native._core (cffi, API mode, stable ABI).
 
-The declarations are read from csrc/dh_core.h, so there is one place to change. With DISKHAUL_BUILD=sanitize in the environment the
-module is built with AddressSanitizer and UndefinedBehaviorSanitizer, and warnings are errors (see `make sanitize`).
+The declarations are read from csrc/dh_core.h, so there is one place to change. With DISKHAUL_BUILD=sanitize in the
+environment the module is built with AddressSanitizer and UndefinedBehaviorSanitizer, and warnings are errors (see `make
+sanitize`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def declarations() -> str:
 
 
 def make_builder() -> FFI:
-    """The builder that setuptools runs through the `cffi_modules` keyword; paths are relative to the project, as an sdist needs them."""
+    """The builder that setuptools runs (keyword `cffi_modules`); paths are relative to the project, as an sdist needs."""
     mode = os.environ.get("DISKHAUL_BUILD", "release")
     if mode not in ("release", "sanitize"):
         raise SystemExit(f"DISKHAUL_BUILD={mode!r}: 'release' or 'sanitize'")

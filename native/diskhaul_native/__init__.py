@@ -1,7 +1,7 @@
 """The C core of diskhaul and its Python face: zero scan, whole reads and writes, extents, sparse copies, zeroing, reflinks.
 
-Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the same functions in
-plain Python, for tests; it is never used in place of the C core, which must be built.
+Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the
+same functions in plain Python, for tests; it is never used in place of the C core, which must be built.
 """
 
 from __future__ import annotations

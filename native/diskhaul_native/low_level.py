@@ -2,14 +2,15 @@
 
 Every function releases the GIL while C works, repeats what EINTR stopped and continues short reads and writes. Common to all:
 
-- `fd` is an open descriptor. Its file position is not used; `extents` and `copy_range` move it. All functions may run in several threads,
-  also on one descriptor.
+- `fd` is an open descriptor. Its file position is not used; `extents` and `copy_range` move it. All functions may run in
+  several threads, also on one descriptor.
 - `offset` and `length` are bytes; what is no range of a file (negative, or ending beyond 2^63 - 1) is a ValueError.
 - `buffer` is any C-contiguous buffer (BufferError or TypeError otherwise, and where one to be filled is read-only).
 - `name` is the file's name for messages; without it they name what the descriptor refers to.
-- A failing system call raises NativeIOError with errno, name and offset. A file that ends before the range that is to be read raises it with
-  errno ENODATA. What was done before the failure stays done.
-- A Python signal handler (so KeyboardInterrupt) runs when the C call returns, which is after at most one buffer, or `SLICE` bytes.
+- A failing system call raises NativeIOError with errno, name and offset. A file that ends before the range that is to be
+  read raises it with errno ENODATA. What was done before the failure stays done.
+- A Python signal handler (so KeyboardInterrupt) runs when the C call returns, which is after at most one buffer, or
+  `SLICE` bytes.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def write_sparse(
 ) -> int:
     """Write only the blocks of the buffer that are not all zero; returns the bytes written.
 
-    Blocks lie at multiples of `block_size` (bytes) in the file. Blocks of zeros are left alone: the target must be known to read as zeros
-    there, and to be long enough, as nothing extends it. With `zero_holes` they are made zero as by `zero_range`, which does not count
-    as written.
+    Blocks lie at multiples of `block_size` (bytes) in the file. Blocks of zeros are left alone: the target must be
+    known to read as zeros there, and to be long enough, as nothing extends it. With `zero_holes` they are made zero as
+    by `zero_range`, which does not count as written.
     """
     check_block_size(block_size)
     with ffi.from_buffer("char[]", buffer) as data:
@@ -103,9 +104,9 @@ def write_sparse(
 def extents(fd: int, size: int, *, start: int = 0, name: str = "") -> Iterator[tuple[int, int, bool]]:
     """The data and the holes of [start, size): (offset, length, is data), ascending and without gaps.
 
-    What the file cannot tell apart (block devices, old filesystems) is one data extent. A file that is shorter than `size` raises
-    NativeIOError (ENODATA) when the iteration gets there: what is missing is no hole. The map is made while it is iterated; a file that is
-    cut meanwhile can have had its end reported as a hole already.
+    What the file cannot tell apart (block devices, old filesystems) is one data extent. A file that is shorter than
+    `size` raises NativeIOError (ENODATA) when the iteration gets there: what is missing is no hole. The map is made
+    while it is iterated; a file that is cut meanwhile can have had its end reported as a hole already.
     """
     check_range(start, max(0, size - start))
     return _extents(fd, size, start, name)
@@ -135,10 +136,11 @@ def copy_range(
 ) -> CopyResult:
     """Copy [offset, offset + length) of the source to `target_offset` (by default the same) of the target; holes stay holes.
 
-    The kernel copies, or shares blocks, where both files allow it (copy_file_range); otherwise data is read and written, and blocks of
-    4096 zero bytes count as holes. Holes are left alone: the target must be known to read as zeros there, and to be long enough.
-    With `zero_holes` they are made zero as by `zero_range`. Raises NativeIOError (EINVAL) for ranges of one file that overlap; an
-    error's offset is one in the file that failed, source or target, which the message says.
+    The kernel copies, or shares blocks, where both files allow it (copy_file_range); otherwise data is read and
+    written, and blocks of 4096 zero bytes count as holes. Holes are left alone: the target must be known to read as
+    zeros there, and to be long enough. With `zero_holes` they are made zero as by `zero_range`. Raises NativeIOError
+    (EINVAL) for ranges of one file that overlap; an error's offset is one in the file that failed, source or target,
+    which the message says.
     """
     target_start = offset if target_offset is None else target_offset
     check_range(offset, length)
@@ -160,10 +162,11 @@ def copy_range(
 def zero_range(fd: int, offset: int, length: int, *, method: str = "auto", name: str = "") -> str:
     """Make [offset, offset + length) read as zeros; returns the method that did it.
 
-    `method`: "punch" (fallocate, deallocates), "zero-range" (fallocate, keeps the range allocated), "blkzeroout" (ioctl, block devices
-    only), "write", or "auto": the first of these that the target has. A named one that the target lacks raises NativeIOError (EOPNOTSUPP);
-    an unknown one ValueError. A method that failed is not replaced by the next. A regular file that ends before the range's end is
-    extended; beyond a block device's end is ENOSPC. When it fails, parts of the range may be zero already.
+    `method`: "punch" (fallocate, deallocates), "zero-range" (fallocate, keeps the range allocated), "blkzeroout"
+    (ioctl, block devices only), "write", or "auto": the first of these that the target has. A named one that the target
+    lacks raises NativeIOError (EOPNOTSUPP); an unknown one ValueError. A method that failed is not replaced by the
+    next. A regular file that ends before the range's end is extended; beyond a block device's end is ENOSPC. When it
+    fails, parts of the range may be zero already.
     """
     check_range(offset, length)
     number = zero_method_number(method)
@@ -185,8 +188,8 @@ def clone(
 ) -> None:
     """Make the target share the source's blocks (FICLONE, FICLONERANGE); without numbers the whole file.
 
-    `length` 0: up to the source's end. Raises NativeIOError: EOPNOTSUPP where the filesystem has no reflinks, EXDEV between filesystems,
-    EINVAL for offsets that are no multiples of its block size.
+    `length` 0: up to the source's end. Raises NativeIOError: EOPNOTSUPP where the filesystem has no reflinks, EXDEV
+    between filesystems, EINVAL for offsets that are no multiples of its block size.
     """
     check_range(source_offset, length)
     check_range(target_offset, length)
@@ -211,7 +214,7 @@ def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
 
 
 def aligned_buffer(size: int) -> memoryview:
-    """A writable buffer of `size` bytes of zeros that starts at a page boundary, as direct I/O needs it. Freed with its last reference."""
+    """A writable buffer of `size` zero bytes at a page boundary, as direct I/O needs it; freed with its last reference."""
     if size < 1:
         raise ValueError(f"not a buffer size in bytes: {size}")
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
