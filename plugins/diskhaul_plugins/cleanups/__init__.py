@@ -1,0 +1,1 @@
+"""Which exports a new one supersedes."""

@@ -1,0 +1,1 @@
+"""Where the functions of a node run."""

@@ -1,0 +1,1 @@
+"""Where the list of nodes and instances comes from."""
