@@ -259,7 +259,7 @@ def _check_zstd_header(frame: memoryview, length: int) -> None:
     if len(frame) < 6:
         raise CorruptError("zstd frame is cut short")
     if frame[:4] != _ZSTD_MAGIC:
-        skippable = frame[1:4] == b"\x2a\x4d\x18" and frame[0] >> 4 == 5
+        skippable = bytes(frame[1:4]) == b"\x2a\x4d\x18" and frame[0] >> 4 == 5
         raise CorruptError("a skippable frame stands where data belongs" if skippable else "not a zstd frame")
     descriptor = frame[4]
     size_flag = descriptor >> 6

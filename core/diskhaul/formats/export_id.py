@@ -35,7 +35,7 @@ def short_run_id(run_id: str) -> str:
     """
     match = _RUN_ID.fullmatch(run_id)
     if match is None:
-        raise ValueError(f"{ascii(run_id[:60])} is not a run id (a lower-case uuid)")
+        raise ValueError(f"{run_id[:60]!a} is not a run id (a lower-case uuid)")
     return match[1]
 
 
@@ -57,7 +57,7 @@ def created_at(export_id: str) -> datetime:
     """
     when = _parse(export_id)
     if when is None:
-        raise ValueError(f"{ascii(export_id[:60])} is not an export id")
+        raise ValueError(f"{export_id[:60]!a} is not an export id")
     return when
 
 
