@@ -1,0 +1,1 @@
+"""Snapshots: who can freeze a disk in time."""

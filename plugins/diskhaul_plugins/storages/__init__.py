@@ -1,0 +1,1 @@
+"""Storages: how a disk's bytes are reached."""

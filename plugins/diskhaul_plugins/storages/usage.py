@@ -1,0 +1,173 @@
+"""Who uses a block device or a file right now: mounts, swap, loop devices, device-mapper, other processes.
+
+Everything here only looks. The kernel's own answer (an exclusive open of a device, a write lease on a file) comes on top
+of it where a disk is about to be overwritten; the sentences from here say *who* it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One line of ``/proc/self/mountinfo``."""
+
+    device: str  # "major:minor", an anonymous number on btrfs
+    point: str
+    kind: str
+    source: str
+
+
+def mounts() -> Iterator[Mount]:
+    """The mounts this process sees. Format: proc(5), ``/proc/pid/mountinfo``."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+            lines = table.readlines()
+    except OSError:
+        return  # no /proc: the kernel's own refusal has to do
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        left, right = fields.split(), rest.split()
+        if len(left) >= 5 and len(right) >= 2:
+            yield Mount(device=left[2], point=_unescaped(left[4]), kind=right[0], source=_unescaped(right[1]))
+
+
+def filesystem_of(path: str) -> str:
+    """The type of the filesystem `path` (absolute, resolved) lies on, for example ``ext4``; "" when there is no telling."""
+    best, kind = "", ""
+    for mount in mounts():
+        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
+        if inside and len(mount.point) >= len(best):  # >=: of mounts on one point the last is on top
+            best, kind = mount.point, mount.kind
+    return kind
+
+
+def device_users(device: int) -> Iterator[str]:
+    """Say who uses the block device with the number `device` (``st_rdev``), or one of its partitions, one phrase each."""
+    family = {device, *_partitions(device)}
+    numbers = {f"{os.major(number)}:{os.minor(number)}" for number in family}
+    for mount in mounts():
+        # A btrfs mount has an anonymous number: its source tells.
+        if mount.device in numbers or (mount.source.startswith("/dev/") and _block_number(mount.source) in family):
+            yield f"is mounted on {mount.point}"
+    for name, number in _swaps():
+        if number in family:
+            yield f"is swap space ({name})"
+    for number in sorted(family):
+        for holder in _listed(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders"):
+            yield f"is part of {holder}"
+    for loop, backing in _loops():
+        if _block_number(backing) in family:
+            yield f"backs /dev/{loop}"
+
+
+def file_users(descriptor: int) -> Iterator[str]:
+    """Say who uses the regular file behind `descriptor`, one phrase each."""
+    status = os.fstat(descriptor)
+    for loop, backing in _loops():
+        try:
+            if os.path.samestat(os.stat(backing), status):
+                yield f"is attached to /dev/{loop}"
+        except OSError:
+            continue  # deleted, or in another mount namespace
+    for name, _ in _swaps():
+        try:
+            if os.path.samestat(os.stat(name), status):
+                yield "is a swap file"
+        except OSError:
+            continue
+
+
+def open_elsewhere(descriptor: int, path: str) -> bool:
+    """True when another open file description can write to the file behind `descriptor`.
+
+    The kernel grants a write lease only while there is no other (fcntl(2), F_SETLEASE); it is given back at once.
+    False where the filesystem has no leases, or where they mean something else (network filesystems).
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN and not filesystem_of(os.path.realpath(path)).startswith(
+            ("nfs", "cifs", "smb", "fuse")
+        )
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def loop_backing(device: int) -> tuple[str, int] | None:
+    """The file behind a loop device and the offset at which it begins there, or None when `device` is not an attached loop."""
+    base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop"
+    backing = _line(f"{base}/backing_file")
+    if not backing:
+        return None
+    try:
+        return backing, int(_line(f"{base}/offset") or "0")
+    except ValueError:
+        return None
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)
+
+
+def _partitions(device: int) -> Iterator[int]:
+    base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for name in _listed(base):
+        if os.path.exists(f"{base}/{name}/partition"):
+            major, _, minor = _line(f"{base}/{name}/dev").partition(":")
+            if major.isdigit() and minor.isdigit():
+                yield os.makedev(int(major), int(minor))
+
+
+def _swaps() -> Iterator[tuple[str, int]]:
+    """Swap files and devices by name, with the device number (0 for a file)."""
+    try:
+        with open("/proc/swaps", encoding="utf-8", errors="surrogateescape") as table:
+            lines = table.readlines()[1:]
+    except OSError:
+        return
+    for line in lines:
+        if line.strip():
+            name = _unescaped(line.split()[0])
+            yield name, _block_number(name)
+
+
+def _loops() -> Iterator[tuple[str, str]]:
+    for name in _listed("/sys/block"):
+        if name.startswith("loop"):
+            backing = _line(f"/sys/block/{name}/loop/backing_file")
+            if backing:
+                yield name, backing
+
+
+def _block_number(path: str) -> int:
+    """The number of the block device at `path`, 0 when there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0
+    return status.st_rdev if stat.S_ISBLK(status.st_mode) else 0
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _line(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.readline().rstrip("\n")
+    except OSError:
+        return ""

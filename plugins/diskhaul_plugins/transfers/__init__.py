@@ -1,0 +1,1 @@
+"""Transfers: how an export reaches the node where it will lie."""

@@ -1,0 +1,796 @@
+"""Transfer ``directory``: exports in directories that this machine sees, local or mounted.
+
+    <export_dir>/.diskhaul-store                              the store's identity
+    <export_dir>/<instance>/<export id>/                      a published export
+    <export_dir>/<instance>/.<export id>.partial/             one that is being made
+    <export_dir>/<instance>/.<export id>.removing/            one that is being removed
+
+What lies there is not trusted: everything below the export directory is opened beneath a descriptor of its parent, one
+component at a time and following no link, and only directories and regular files are touched. Directories are made 0700 and
+files 0600 whatever the umask. The export directory itself is the operator's, and may be a link.
+
+An export becomes visible by one rename, after its files, its manifest and its directory are durable, and it becomes
+invisible by one rename, before its first file is deleted: at every moment in between it is listed whole or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import diskhaul_native as native
+from diskhaul.api import BackendContext, Buffer, Capability, ExportReader, ExportStore, ExportWriter, StoreFile, Transfer
+from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
+from diskhaul.formats.export_id import is_export_id, parse_partial, parse_removing, partial_name, removing_name
+from diskhaul.model import Node
+from diskhaul.names import name_problem, printable
+
+from ..storages.raw import BLOCK_SIZE, RawReader, storage_error
+
+MANIFEST = "manifest.json"
+_MANIFEST_BEING_WRITTEN = ".manifest.json.tmp"
+_IDENTITY = ".diskhaul-store"
+_IDENTITY_LIMIT = 100  # bytes; an identity file holds a uuid
+_GANETI_CONFIG = "config.ini"
+_GANETI_CONFIG_LIMIT = 1 << 20  # bytes; what Ganeti writes is a few KiB
+_NOT_AN_INSTANCE = frozenset({"lost+found"})
+_MAX_PARTS = 1024  # IOV_MAX of Linux
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1  # linux/fs.h
+
+
+def capability() -> Capability:
+    """Works on every machine."""
+    return Capability(works=True, detail="export directories on this machine")
+
+
+class DirectoryTransfer(Transfer):
+    """Reaches export directories through the filesystem. Stateless and thread-safe."""
+
+    def __init__(self, context: BackendContext) -> None:
+        self._context = context
+
+    def store(self, node: Node, /) -> DirectoryStore:
+        path = os.path.abspath(node.export_dir)
+        try:
+            os.stat(path)
+        except OSError as error:
+            what = "does not exist: create it or mount it" if error.errno == errno.ENOENT else os.strerror(error.errno or 0)
+            raise UnreachableNodeError(node.name, f"node {node.name}: export directory {path}: {what}") from error
+        return DirectoryStore(path)
+
+    def open_path(self, path: str, /) -> DirectoryReader:
+        if "\0" in path:
+            raise StorageError(f"{printable(path)}: a path cannot contain NUL", path=printable(path))
+        place = os.path.realpath(path)
+        return DirectoryReader(place, lambda: _open_root(place))
+
+
+class DirectoryStore(ExportStore):
+    """One export directory. Keeps no descriptor open between calls; thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @property
+    def identity(self) -> str:
+        """The uuid in ``.diskhaul-store``, or ``path:DEVICE:INODE`` of a directory that no export was ever begun in.
+
+        Read anew each time: the first `begin` gives every node that mounts the directory the same new uuid.
+        """
+        with self._root() as root:
+            kept = _read_identity(root, self._path)
+            if kept:
+                return kept
+            status = os.fstat(root)
+            return f"path:{status.st_dev}:{status.st_ino}"
+
+    def check(self, instance: str, /, *, for_writing: bool) -> Iterator[str]:
+        problem = name_problem("instance", instance)
+        if problem:
+            yield problem
+            return
+        try:
+            root = _open_root(self._path)
+        except StorageError as error:
+            yield str(error)
+            return
+        try:
+            yield from _directory_problems(root, self._path, for_writing=for_writing)
+            try:
+                _read_identity(root, self._path)
+            except StorageError as error:
+                yield str(error)
+            yield from self._check_instance(root, instance, for_writing=for_writing)
+        finally:
+            os.close(root)
+
+    def free_bytes(self) -> int | None:
+        try:
+            status = os.statvfs(self._path)
+        except OSError as error:
+            raise storage_error("ask for the free space of", self._path, error) from error
+        return status.f_bavail * status.f_frsize
+
+    def instances(self) -> Sequence[str]:
+        with self._root() as root:
+            return sorted(
+                name
+                for name in _names(root, self._path)
+                if name not in _NOT_AN_INSTANCE and not name_problem("instance", name) and _is_directory(root, name)
+            )
+
+    def exports(self, instance: str, /) -> Sequence[str]:
+        with self._instance(instance) as directory:
+            if directory is None:
+                return []
+            names = _names(directory, self._place(instance))
+            return sorted(name for name in names if is_export_id(name) and _is_directory(directory, name))
+
+    def partials(self, instance: str, /) -> Sequence[str]:
+        with self._instance(instance) as directory:
+            if directory is None:
+                return []
+            names = _names(directory, self._place(instance))
+            found = {parse_partial(name) or parse_removing(name) for name in names if _is_directory(directory, name)}
+            return sorted(export_id for export_id in found if export_id)
+
+    def begin(self, instance: str, export_id: str, /) -> DirectoryWriter:
+        _check_export_id(export_id)
+        _check_instance_name(instance)
+        with self._root() as root:
+            try:
+                _keep_identity(root, self._path)
+                directory = _make_directory(root, instance, self._place(instance))
+            except OSError as error:
+                raise storage_error("begin an export below", self._path, error) from error
+        try:
+            return DirectoryWriter(self._place(instance), directory, export_id)
+        except BaseException:
+            os.close(directory)
+            raise
+
+    def open(self, instance: str, export_id: str, /) -> DirectoryReader:
+        _check_export_id(export_id)
+        _check_instance_name(instance)
+        place = self._place(instance, export_id)
+
+        def enter() -> int:
+            with self._instance(instance) as directory:
+                if directory is None:
+                    raise StorageError(f"{place}: does not exist", path=place)
+                return _open_below(directory, export_id, place)
+
+        return DirectoryReader(place, enter)
+
+    def remove(self, instance: str, export_id: str, /) -> None:
+        _check_export_id(export_id)
+        self._remove(instance, export_id, visible=True)
+
+    def remove_partial(self, instance: str, export_id: str, /) -> None:
+        _check_export_id(export_id)
+        self._remove(instance, export_id, visible=False)
+
+    def _remove(self, instance: str, export_id: str, *, visible: bool) -> None:
+        with self._instance(instance) as directory:
+            if directory is None:
+                return
+            place = self._place(instance)
+            try:
+                if visible:
+                    _retire(directory, export_id, export_id, place)
+                else:
+                    _delete(directory, partial_name(export_id), place)
+                    _delete(directory, removing_name(export_id), place)
+            except OSError as error:
+                raise _removal_error(self._place(instance, export_id), error) from error
+        self._drop_if_empty(instance)
+
+    def _drop_if_empty(self, instance: str) -> None:
+        with self._root() as root:
+            try:
+                os.rmdir(instance, dir_fd=root)
+                os.fsync(root)
+            except OSError:
+                pass  # it holds other exports, or is held by somebody: an empty directory does no harm
+
+    def _check_instance(self, root: int, instance: str, *, for_writing: bool) -> Iterator[str]:
+        place = self._place(instance)
+        try:
+            directory = _find_below(root, instance, place)
+        except StorageError as error:
+            yield str(error)
+            return
+        if directory is None:
+            return
+        try:
+            yield from _directory_problems(directory, place, for_writing=for_writing)
+            if for_writing:
+                for name in _foreign_entries(directory, place):
+                    yield f"{place}: holds {printable(name)}, which is no export: move it elsewhere"
+        finally:
+            os.close(directory)
+
+    def _place(self, *names: str) -> str:
+        return os.path.join(self._path, *names)
+
+    @contextmanager
+    def _root(self) -> Iterator[int]:
+        root = _open_root(self._path)
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    @contextmanager
+    def _instance(self, instance: str) -> Iterator[int | None]:
+        """A descriptor of the instance's directory, or None when it has none here."""
+        _check_instance_name(instance)
+        with self._root() as root:
+            directory = _find_below(root, instance, self._place(instance))
+        try:
+            yield directory
+        finally:
+            if directory is not None:
+                os.close(directory)
+
+
+class DirectoryReader(ExportReader):
+    """An export directory that is read.
+
+    It is entered anew for each call, so nothing is left open; a directory that took its place meanwhile is refused.
+    Thread-safe.
+    """
+
+    def __init__(self, location: str, enter: Callable[[], int]) -> None:
+        self._location = location
+        self._enter = enter
+        directory = enter()
+        try:
+            self._status = os.fstat(directory)
+        finally:
+            os.close(directory)
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    def names(self) -> Sequence[str]:
+        with self._directory() as directory:
+            return sorted(_names(directory, self._location))
+
+    def open(self, name: str, /) -> RawReader:
+        place = os.path.join(self._location, name)
+        if not _is_single(name):
+            raise StorageError(f"{printable(place)}: {printable(name)} is not the name of a file in an export", path=place)
+        with self._directory() as directory:
+            descriptor, size = _open_regular(directory, name, place)
+        try:
+            # So that what is read comes from the medium, as far as the kernel lets go of its cache.
+            native.drop_cache(descriptor)
+        except OSError:
+            pass  # advice that this filesystem does not take
+        return RawReader(descriptor, size, place)
+
+    @contextmanager
+    def _directory(self) -> Iterator[int]:
+        directory = self._enter()
+        try:
+            if not os.path.samestat(os.fstat(directory), self._status):
+                raise StorageError(f"{self._location}: was replaced while it was read", path=self._location)
+            yield directory
+        finally:
+            os.close(directory)
+
+
+class DirectoryFile(StoreFile):
+    """A file of an export that is being written. Thread-safe as `diskhaul.api.StoreFile` says."""
+
+    def __init__(self, name: str, descriptor: int, path: str) -> None:
+        self._name = name
+        self._descriptor = descriptor
+        self._path = path
+        self._end = 0
+        self._failure: BaseException | None = None
+        self._durable = False
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def durable(self) -> bool:
+        """True once `finish` has succeeded."""
+        return self._durable
+
+    def fileno(self) -> int:
+        return self._ready("write")
+
+    def append(self, parts: Sequence[Buffer], /) -> None:
+        descriptor = self._ready("write")
+        pending = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
+        try:
+            while pending:
+                written = os.pwritev(descriptor, pending[:_MAX_PARTS], self._end)
+                self._end += written
+                pending = _after(pending, written)
+        except OSError as error:
+            raise self._failed("write", error, self._end) from error
+
+    def write(self, offset: int, buffer: Buffer, /) -> None:
+        descriptor = self._ready("write")
+        try:
+            native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
+        except OSError as error:
+            raise self._failed("write", error, offset) from error
+
+    def set_size(self, size: int, /) -> None:
+        descriptor = self._ready(f"make it {size} bytes large")
+        try:
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            raise self._failed(f"make it {size} bytes large", error) from error
+
+    def finish(self) -> None:
+        descriptor = self._ready("finish")
+        try:
+            native.fsync(descriptor, name=self._path)
+        except OSError as error:
+            raise self._failed("make it durable", error) from error
+        with self._lock:
+            self._descriptor = -1
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            raise self._failed("close", error) from error
+        self._durable = True
+
+    def close(self) -> None:
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                raise self._failed("close", error) from error
+
+    def _ready(self, action: str) -> int:
+        with self._lock:
+            if self._failure is not None:
+                # The kernel forgets which pages were lost once it has told: a second fsync would report success.
+                raise StorageError(f"{self._path}: cannot {action}: an earlier write failed", path=self._path) from self._failure
+            if self._descriptor < 0:
+                raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
+            return self._descriptor
+
+    def _failed(self, action: str, error: OSError, offset: int | None = None) -> StorageError:
+        with self._lock:
+            self._failure = self._failure or error
+        return storage_error(action, self._path, error, offset)
+
+
+class DirectoryWriter(ExportWriter):
+    """An export that is being made in ``.<export id>.partial``. `create` may be called by several threads.
+
+    Holds descriptors of the export's and the instance's directory until `publish` has succeeded or `abort` was called.
+    """
+
+    def __init__(self, place: str, directory: int, export_id: str) -> None:
+        self._place = place
+        self._directory = directory  # closed by this object, once it exists
+        self._export_id = export_id
+        self._partial_place = os.path.join(place, partial_name(export_id))
+        self._files: dict[str, DirectoryFile] = {}
+        self._lock = threading.Lock()
+        self._open = True
+        self._visible = False
+        try:
+            if _exists(directory, export_id):
+                raise StorageError(f"{self.location}: exists already", path=self.location)
+            os.mkdir(partial_name(export_id), 0o700, dir_fd=directory)
+        except FileExistsError as error:
+            raise StorageError(f"{self._partial_place}: exists already: remove what an earlier run left", path=place) from error
+        except OSError as error:
+            raise storage_error("create", self._partial_place, error) from error
+        self._partial = _open_below(directory, partial_name(export_id), self._partial_place)
+        try:
+            os.fchmod(self._partial, 0o700)  # whatever the umask
+            os.fsync(directory)
+        except OSError as error:
+            os.close(self._partial)
+            raise storage_error("create", self._partial_place, error) from error
+
+    @property
+    def location(self) -> str:
+        return os.path.join(self._place, self._export_id)
+
+    def create(self, name: str, /) -> DirectoryFile:
+        path = os.path.join(self._partial_place, name)
+        if not _is_single(name) or name in (MANIFEST, _MANIFEST_BEING_WRITTEN):
+            raise StorageError(f"{printable(path)}: {printable(name)} cannot be the name of an export's file", path=path)
+        with self._lock:
+            self._check_open()
+            try:
+                file = DirectoryFile(name, _create_file(self._partial, name), path)
+            except OSError as error:
+                raise storage_error("create", path, error) from error
+            self._files[name] = file
+            return file
+
+    def reader(self) -> DirectoryReader:
+        def enter() -> int:
+            with self._lock:
+                if self._open:
+                    return os.dup(self._partial)
+            raise StorageError(f"{self.location}: is no longer being written", path=self.location)
+
+        return DirectoryReader(self._partial_place, enter)
+
+    def publish(self, manifest: bytes, /) -> None:
+        with self._lock:
+            self._check_open()
+            unfinished = sorted(name for name, file in self._files.items() if not file.durable)
+            if unfinished:
+                raise StorageError(f"{self.location}: not published: {', '.join(unfinished)} not finished", path=self.location)
+            try:
+                self._write_manifest(manifest)
+                os.fsync(self._partial)
+                _rename_new(self._directory, partial_name(self._export_id), self._export_id)
+                self._visible = True
+                os.fsync(self._directory)
+            except OSError as error:
+                self._hide(error)
+                raise storage_error("publish", self.location, error) from error
+            self._close()
+
+    def abort(self) -> None:
+        with self._lock:
+            if not self._open:
+                return  # published, or aborted before
+            for file in self._files.values():
+                try:
+                    file.close()
+                except StorageError:
+                    pass  # it is deleted in a moment
+            try:
+                if self._visible:
+                    _retire(self._directory, self._export_id, self._export_id, self._place)
+                _delete(self._directory, partial_name(self._export_id), self._place)
+                os.fsync(self._directory)
+            except OSError as error:
+                raise _removal_error(self._partial_place, error) from error
+            finally:
+                self._close()
+
+    def _write_manifest(self, manifest: bytes) -> None:
+        file = DirectoryFile(
+            _MANIFEST_BEING_WRITTEN,
+            _create_file(self._partial, _MANIFEST_BEING_WRITTEN),
+            os.path.join(self._partial_place, MANIFEST),
+        )
+        try:
+            file.append([manifest])
+            file.finish()
+        finally:
+            file.close()
+        _rename_new(self._partial, _MANIFEST_BEING_WRITTEN, MANIFEST)
+
+    def _hide(self, failure: OSError) -> None:
+        """Undo a rename whose durability is unknown: what is reported as failed must not be listed."""
+        if not self._visible:
+            return
+        try:
+            _rename_new(self._directory, self._export_id, partial_name(self._export_id))
+            self._visible = False
+        except OSError as error:
+            failure.add_note(f"and it could not be hidden again: {error}")
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StorageError(f"{self.location}: is no longer being written", path=self.location)
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._partial)
+        os.close(self._directory)
+
+
+# --- entries of a directory ---------------------------------------------------------------------------------------------
+
+
+def _is_single(name: str) -> bool:
+    """True for one path component that stays where it is."""
+    return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name
+
+
+def _check_export_id(export_id: str) -> None:
+    if not is_export_id(export_id):
+        raise StorageError(f"{printable(export_id)} is not an export id", path=printable(export_id))
+
+
+def _check_instance_name(instance: str) -> None:
+    problem = name_problem("instance", instance)
+    if problem:
+        raise StorageError(problem, path=printable(instance))
+
+
+def _names(directory: int, place: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError as error:
+        raise storage_error("list", place, error) from error
+
+
+def _mode(directory: int, name: str) -> int | None:
+    """The mode of an entry, of a link's own; None when it is not there."""
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _exists(directory: int, name: str) -> bool:
+    return _mode(directory, name) is not None
+
+
+def _is_directory(directory: int, name: str) -> bool:
+    mode = _mode(directory, name)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _open_root(path: str) -> int:
+    """Open a directory that the operator named."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise StorageError(f"{path}: is not a directory", path=path) from error
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: does not exist", path=path) from error
+    except OSError as error:
+        raise storage_error("open", path, error) from error
+
+
+def _open_regular(directory: int, name: str, place: str) -> tuple[int, int]:
+    """Open a regular file for reading and return its descriptor and size; nothing else is even opened."""
+    try:
+        mode = _mode(directory, name)
+        if mode is None:
+            raise StorageError(f"{place}: is missing", path=place)
+        if not stat.S_ISREG(mode):  # opening a FIFO waits, opening a device may do something
+            raise StorageError(f"{place}: is not a regular file", path=place)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=directory)
+    except OSError as error:
+        raise storage_error("open", place, error) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise StorageError(f"{place}: is not a regular file", path=place)
+    return descriptor, status.st_size
+
+
+def _create_file(directory: int, name: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _after(parts: list[memoryview], written: int) -> list[memoryview]:
+    """What is left of `parts` once their first `written` bytes are done."""
+    for index, part in enumerate(parts):
+        if written < part.nbytes:
+            return [part[written:], *parts[index + 1 :]]
+        written -= part.nbytes
+    return []
+
+
+def _open_below(directory: int, name: str, place: str) -> int:
+    """Open a directory beneath another one, refusing links."""
+    descriptor = _find_below(directory, name, place)
+    if descriptor is None:
+        raise StorageError(f"{place}: does not exist", path=place)
+    return descriptor
+
+
+def _find_below(directory: int, name: str, place: str) -> int | None:
+    """As `_open_below`, but None when it is not there."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:  # what O_DIRECTORY with O_NOFOLLOW says of a link, too
+        raise StorageError(f"{place}: is not a directory (a link is not followed): move it elsewhere", path=place) from error
+    except OSError as error:
+        raise storage_error("open", place, error) from error
+
+
+def _make_directory(root: int, name: str, place: str) -> int:
+    """Open the directory `name` below `root`, making it durably if it is not there."""
+    while True:
+        try:
+            os.mkdir(name, 0o700, dir_fd=root)
+            made = True
+        except FileExistsError:
+            made = False
+        directory = _find_below(root, name, place)
+        if directory is None:
+            continue  # a removal has just taken the empty directory away
+        if made:
+            os.fchmod(directory, 0o700)
+            os.fsync(root)
+        return directory
+
+
+@cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    """The C library's renameat2, or None in one that has none (glibc before 2.28, older musl)."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return function  # type: ignore[no-any-return]  # ctypes functions have no signature to check
+
+
+def _rename_new(directory: int, old: str, new: str) -> None:
+    """Rename an entry; `FileExistsError` when the new name is taken, also by an empty directory."""
+    function = _renameat2()
+    if function is not None:
+        if function(directory, os.fsencode(old), directory, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):  # filesystems (NFS, some FUSE) and kernels without the flag
+            raise OSError(number, os.strerror(number), new)
+    if _exists(directory, new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _retire(directory: int, name: str, export_id: str, place: str) -> None:
+    """Make the export `name` invisible by one durable rename, then delete it. Nothing there, nothing done."""
+    removing = removing_name(export_id)
+    _delete(directory, removing, place)  # what an interrupted removal left would be in the way
+    mode = _mode(directory, name)
+    if mode is None:
+        return
+    if not stat.S_ISDIR(mode):
+        where = os.path.join(place, name)
+        raise StorageError(f"{where}: is not a directory (a link is not followed): not removed", path=where)
+    _rename_new(directory, name, removing)
+    os.fsync(directory)
+    _delete(directory, removing, place)
+
+
+def _delete(directory: int, name: str, place: str) -> None:
+    """Delete a directory tree by descriptors, following no link. Nothing there, nothing done."""
+    mode = _mode(directory, name)
+    if mode is None:
+        return
+    where = os.path.join(place, name)
+    if not stat.S_ISDIR(mode):
+        raise StorageError(f"{where}: is not a directory (a link is not followed): not removed", path=where)
+    try:
+        shutil.rmtree(name, dir_fd=directory)
+    except RecursionError as error:
+        raise StorageError(f"{where}: holds directories nested too deep: remove it by hand", path=where) from error
+    os.fsync(directory)
+
+
+def _removal_error(place: str, error: OSError) -> StorageError:
+    named = f" ({printable(str(error.filename))})" if error.filename else ""
+    return StorageError(f"{place}: cannot be removed completely{named}: {os.strerror(error.errno or 0)}", path=place)
+
+
+# --- what is wrong with a directory -------------------------------------------------------------------------------------
+
+
+def _directory_problems(directory: int, place: str, *, for_writing: bool) -> Iterator[str]:
+    status = os.fstat(directory)
+    if not os.access(f"/proc/self/fd/{directory}", os.R_OK | os.X_OK, effective_ids=True):
+        yield f"{place}: cannot be read: permission denied"
+    if not for_writing:
+        return
+    if stat.S_IMODE(status.st_mode) & 0o002:
+        yield f"{place}: everybody may write there, and so replace exports: chmod o-w it"
+    volume = os.statvfs(directory)
+    if volume.f_flag & os.ST_RDONLY:
+        yield f"{place}: lies on a filesystem that is mounted read-only: remount it writable"
+    elif not os.access(f"/proc/self/fd/{directory}", os.W_OK | os.X_OK, effective_ids=True):
+        yield f"{place}: cannot be written: change its owner, mode or attributes (chattr)"
+    if volume.f_files and not volume.f_favail:
+        yield f"{place}: lies on a filesystem without free inodes: remove files there"
+
+
+def _foreign_entries(directory: int, place: str) -> Iterator[str]:
+    """Names that neither diskhaul nor Ganeti puts into an instance's directory."""
+    names = sorted(_names(directory, place))
+    ganeti = _ganeti_names(directory, place) if _GANETI_CONFIG in names else frozenset[str]()
+    for name in names:
+        ours = is_export_id(name) or parse_partial(name) or parse_removing(name)
+        if ours:
+            if not _is_directory(directory, name):
+                yield name
+        elif name not in ganeti:
+            yield name
+
+
+def _ganeti_names(directory: int, place: str) -> frozenset[str]:
+    """The files of a Ganeti export: ``config.ini`` and the dumps that it names; nothing when it is not one."""
+    import configparser
+
+    try:
+        descriptor, size = _open_regular(directory, _GANETI_CONFIG, os.path.join(place, _GANETI_CONFIG))
+        with os.fdopen(descriptor, "rb") as file:
+            text = file.read(_GANETI_CONFIG_LIMIT + 1) if size <= _GANETI_CONFIG_LIMIT else b""
+        parser = configparser.RawConfigParser()
+        parser.read_string(text.decode("utf-8"))
+    except (OSError, DiskhaulError, UnicodeDecodeError, configparser.Error):
+        return frozenset()
+    if not parser.has_section("export") or not parser.has_section("instance"):
+        return frozenset()
+    dumps = {value for key, value in parser.items("instance") if key.startswith("disk") and key.endswith("_dump")}
+    regular = {name for name in dumps if _is_single(name) and stat.S_ISREG(_mode(directory, name) or 0)}
+    return frozenset(regular | {_GANETI_CONFIG})
+
+
+# --- the store's identity -----------------------------------------------------------------------------------------------
+
+
+def _read_identity(root: int, place: str) -> str:
+    """The uuid that the store keeps, or "" when it has none yet."""
+    where = os.path.join(place, _IDENTITY)
+    if not _exists(root, _IDENTITY):
+        return ""
+    descriptor, _ = _open_regular(root, _IDENTITY, where)
+    try:
+        text = os.read(descriptor, _IDENTITY_LIMIT).decode("ascii", "replace").strip()
+        return str(uuid.UUID(text))
+    except OSError as error:
+        raise storage_error("read", where, error) from error
+    except ValueError as error:
+        raise StorageError(
+            f"{where}: does not hold the store's identity (a uuid): remove it, and a new one will be made", path=where
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _keep_identity(root: int, place: str) -> None:
+    """Give the store an identity unless it has one. Of several that try at once, one wins, and all see the same."""
+    if not _read_identity(root, place):
+        identity = str(uuid.uuid4())
+        temporary = f"{_IDENTITY}.{identity}.tmp"
+        descriptor = _create_file(root, temporary)
+        try:
+            os.write(descriptor, f"{identity}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            # Without replacing: that would take away the identity which another process has just given the store.
+            _rename_new(root, temporary, _IDENTITY)
+        except (FileExistsError, FileNotFoundError):
+            pass  # another one was first, and may have tidied up as below
+        os.fsync(root)
+        if not _read_identity(root, place):
+            raise StorageError(f"{place}: its identity vanished while it was made", path=place)
+    for name in _names(root, place):
+        if name.startswith(f"{_IDENTITY}.") and name.endswith(".tmp"):
+            try:
+                os.unlink(name, dir_fd=root)  # of a run that was killed, or of one that lost: the store has its identity
+            except FileNotFoundError:
+                pass
