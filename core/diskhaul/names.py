@@ -63,3 +63,13 @@ def expand_name(kind: str, name: str, full_names: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Quote `text` for a terminal: control characters and escapes come out as escapes."""
     return ascii(text)
+
+
+def escape(text: str) -> str:
+    """Return `text` with everything that is not a visible character or a plain space as a backslash escape.
+
+    That covers newlines, terminal escapes, right-to-left overrides and undecodable bytes; letters of any script stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)

@@ -1,0 +1,189 @@
+"""What ``diskhaul doctor`` finds out. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import find_configuration, load_cluster
+from ..errors import ConfigurationError, DiskhaulError, PluginError, RefusedError
+from ..host import STAGES, PluginHost
+from ..model import Cluster
+
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_PROGRAMS = {
+    "zstd": "restores exports without diskhaul",
+    "btrfs": "snapshot backend btrfs",
+    "qemu-img": "qcow2 disks and layout",
+    "qemu-storage-daemon": "qcow2 and NBD disks",
+    "e2fsck": "checking restored ext filesystems",
+    "partclone.info": "free space of further filesystems",
+    "lvs": "LVM disks and snapshots",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A backend and whether it works here."""
+
+    stage: str
+    name: str
+    plugin: str
+    origin: str
+    works: bool
+    detail: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """An optional program; `path` is "" where it is not installed."""
+
+    name: str
+    path: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        machine, configuration: facts by name, as text.
+        problems: what is in the way, one line each; empty when all is well.
+    """
+
+    machine: Mapping[str, str]
+    programs: tuple[Program, ...]
+    backends: tuple[Backend, ...]
+    configuration: Mapping[str, str]
+    problems: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a JSON document."""
+        return asdict(self)
+
+
+def backends(host: PluginHost) -> tuple[Backend, ...]:
+    """Return every backend that `host` has, by stage."""
+    found = []
+    for stage in STAGES:
+        for registered in host.registered(stage):
+            capability = host.capability(registered)
+            found.append(
+                Backend(
+                    stage=stage,
+                    name=registered.name,
+                    plugin=registered.plugin,
+                    origin=registered.origin,
+                    works=capability.works,
+                    detail=capability.detail,
+                    summary=registered.spec.summary,
+                )
+            )
+    return tuple(found)
+
+
+def examine(config: Path | None) -> Diagnosis:
+    """Look at this machine and at the configuration (`config`, or where it usually is)."""
+    problems: list[str] = []
+    machine = _machine(problems)
+    cluster, configuration = _configuration(config, problems)
+    try:
+        host: PluginHost | None = PluginHost(cluster)
+    except PluginError as error:
+        problems += error.problems
+        host = None
+    found = backends(host) if host is not None else ()
+    if cluster is not None and host is not None:
+        problems += _cluster_problems(cluster, host, found)
+    path = os.environ.get("PATH", os.defpath) + ":" + _SBIN
+    programs = tuple(
+        Program(name=name, path=shutil.which(name, path=path) or "", purpose=purpose) for name, purpose in _PROGRAMS.items()
+    )
+    return Diagnosis(
+        machine=machine, programs=programs, backends=found, configuration=configuration, problems=tuple(dict.fromkeys(problems))
+    )
+
+
+def _machine(problems: list[str]) -> dict[str, str]:
+    facts = {
+        "kernel": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}",
+    }
+    try:
+        import diskhaul_native
+
+        facts["native core"] = f"kernels {', '.join(diskhaul_native.KERNELS)}"
+    except Exception as error:  # whatever keeps it from loading is what has to be told
+        facts["native core"] = "does not load"
+        problems.append(f"native core: {error}; install diskhaul again, with a C compiler at hand")
+    for module in ("zstandard", "blake3", "pydantic", "filelock", "pluggy"):
+        try:
+            facts[module] = str(getattr(__import__(module), "__version__", "installed"))
+        except Exception as error:
+            facts[module] = "does not load"
+            problems.append(f"{module}: {error}; install diskhaul again")
+    return facts
+
+
+def _configuration(config: Path | None, problems: list[str]) -> tuple[Cluster | None, dict[str, str]]:
+    try:
+        path = find_configuration(config)
+    except ConfigurationError:
+        return None, {"file": "none (give --config FILE, or make one to try with: diskhaul demo DIR)"}
+    try:
+        cluster = load_cluster(path)
+    except ConfigurationError as error:
+        problems += error.problems
+        return None, {"file": f"{path} cannot be used"}
+    return cluster, {
+        "file": str(path),
+        "cluster": cluster.name,
+        "state": str(cluster.state_dir),
+        "hooks": str(cluster.hook_dir or "none"),
+        "nodes": str(len(cluster.nodes)),
+        "instances": str(len(cluster.instances)),
+    }
+
+
+def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backend]) -> Iterator[str]:
+    by_name = {(backend.stage, backend.name): backend for backend in found}
+    for stage, name, user in sorted(set(_used(cluster))):
+        backend = by_name.get((stage, name))
+        if backend is None:
+            known = ", ".join(other for of, other in by_name if of == stage) or "none"
+            yield f"{user}: there is no {stage} backend {name!r}; there is {known}"
+        elif not backend.works:
+            yield f"{user}: {stage} backend {name} does not work here: {backend.detail}"
+    try:
+        yield from host.locks().check()
+        transfer = host.transfer()
+        for node in cluster.nodes:
+            if not node.offline:
+                try:
+                    transfer.store(node)
+                except (DiskhaulError, OSError) as error:
+                    text = str(error)
+                    yield text if node.name in text else f"node {node.name}: {text}"
+    except RefusedError as error:
+        yield from error.problems
+
+
+def _used(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
+    """Which backends the configuration names: stage, name, who names it."""
+    for stage, name in cluster.backends.items():
+        yield stage, name, f"backends.{stage}"
+    for instance in cluster.instances:
+        yield "runtime", instance.runtime, f"instance {instance.name}"
+        for disk in instance.disks:
+            yield "storage", disk.storage, f"instance {instance.name} disk {disk.index}"
+            if disk.snapshot:
+                yield "snapshot", disk.snapshot, f"instance {instance.name} disk {disk.index}"

@@ -1,0 +1,147 @@
+"""``diskhaul export`` and ``diskhaul plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .invocation import Answer, Argument, Command, GuestOperation, Invocation, Option, checked, common_options
+from .json_output import jsonable
+from .numbers import parse_seconds
+
+F = TypeVar("F", bound=Callable[..., Any])
+SECONDS = checked("seconds", parse_seconds)
+
+# All defaults are None, "not given": the configuration's [defaults] decide then, and each flag has its opposite to override them.
+_OPTIONS = (
+    ("--shutdown/--no-shutdown", "shutdown", None, "Stop the guest for the snapshots, or export it live. [default: --shutdown]"),
+    ("--shutdown-timeout", "shutdown_timeout_s", SECONDS, "How long a clean shutdown may take, seconds. [default: 120]"),
+    (
+        "--long-sleep/--no-long-sleep",
+        "long_sleep",
+        None,
+        "Where snapshots are impossible, keep the guest down while its disks are sent.",
+    ),
+    (
+        "--zero-free-space/--no-zero-free-space",
+        "zero_free_space",
+        None,
+        "Leave out, or zero, what the guest's filesystems do not use.",
+    ),
+    ("--zero-fill", "zero_fill", str, "How free space is found. [default: the first backend that can]"),
+    ("--zeroing-timeout-fixed", "zeroing_timeout_fixed_s", SECONDS, "Limit for zeroing, seconds. [default: 300]"),
+    (
+        "--zeroing-timeout-per-mib",
+        "zeroing_timeout_per_mib_s",
+        SECONDS,
+        "Further seconds for each MiB of the disks. [default: 0.05]",
+    ),
+    ("--compress", "compress", str, "none, zstd:LEVEL or gzip:LEVEL. [default: zstd:1]"),
+    (
+        "--remove-instance/--no-remove-instance",
+        "remove_instance",
+        None,
+        "Remove the instance once its export has been read back.",
+    ),
+    (
+        "--ignore-remove-failures/--no-ignore-remove-failures",
+        "ignore_remove_failures",
+        None,
+        "A removal that fails does not make the result incomplete.",
+    ),
+    ("--layout", "layout", click.Choice(("diskhaul", "ganeti")), "How the export is laid out. [default: diskhaul]"),
+    (
+        "--verify",
+        "verify",
+        click.Choice(("stored", "full", "none")),
+        "Read back what was stored, decode it too, or neither (then no superseded export is removed). [default: stored]",
+    ),
+)
+_METAVARS = {"--zero-fill": "BACKEND", "--compress": "C"}
+
+
+def _export_options(function: F) -> F:
+    for declaration, name, kind, text in reversed(_OPTIONS):
+        function = click.option(
+            declaration,
+            name,
+            cls=Option,
+            type=bool if kind is None else kind,
+            default=None,
+            metavar="S" if kind is SECONDS else _METAVARS.get(declaration),
+            help=text,
+        )(function)
+    return function
+
+
+@click.command("export", cls=GuestOperation)
+@click.argument("instance", cls=Argument, metavar="INSTANCE")
+@click.option("--node", cls=Option, required=True, metavar="N", help="The node the export goes to.")
+@_export_options
+@click.option(
+    "--dry-run", cls=Option, is_flag=True, default=None, help="Check everything, run the pre hook scripts, and touch nothing."
+)
+@common_options(hidden=True)
+@click.pass_obj
+def export_command(invocation: Invocation, /, instance: str, node: str, **given: Any) -> Answer:
+    """Export INSTANCE to a node.
+
+    The guest is stopped, its disks are snapshotted, it is started again, and the snapshots are sent. Whatever fails, a guest
+    that was running is running afterwards. The new export supersedes those that the clean-up policy names.
+
+    \b
+    Examples:
+      diskhaul export web1 --node beta
+      diskhaul export web1 --node beta --no-shutdown --zero-free-space
+      diskhaul export db1 --node beta --compress zstd:9 --verify full --dry-run
+    """
+    import diskhaul
+    from diskhaul.option_defaults import export_options
+
+    from .render import export_text, notes
+
+    cluster = invocation.cluster()
+    result = diskhaul.export(
+        instance,
+        node=node,
+        config=cluster,
+        options=export_options(cluster, **given),
+        on_event=invocation.on_event,
+        cancel=invocation.cancel,
+    )
+    return Answer(
+        document=jsonable(result),
+        text=lambda: export_text(result),
+        exit_code=result.exit_code,
+        notes=notes(warnings=result.warnings, incomplete=result.incomplete),
+        chatter=result.export is not None,
+    )
+
+
+@click.command("plan", cls=Command)
+@click.argument("instance", cls=Argument, metavar="INSTANCE")
+@click.option("--node", cls=Option, required=True, metavar="N", help="The node the export would go to.")
+@_export_options
+@common_options(hidden=True)
+@click.pass_obj
+def plan_command(invocation: Invocation, /, instance: str, node: str, **given: Any) -> Answer:
+    """Say what an export of INSTANCE would do.
+
+    Shows the steps in order, for how long the guest would be down, how much would be read, about how much would be written, and
+    which exports would be superseded. Takes the options of export. Nothing is changed.
+
+    \b
+    Examples:
+      diskhaul plan web1 --node beta
+      diskhaul plan web1 --node beta --no-shutdown --compress zstd:9
+    """
+    import diskhaul
+    from diskhaul.option_defaults import export_options
+
+    from .render import plan_text
+
+    cluster = invocation.cluster()
+    plan = diskhaul.plan(instance, node=node, config=cluster, options=export_options(cluster, **given))
+    return Answer(document=jsonable(plan), text=lambda: plan_text(plan))

@@ -1,0 +1,242 @@
+"""Results of the library as text for people. Everything shown is escaped (see `text`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..records import (
+    DiskResult,
+    ExportRecord,
+    ExportResult,
+    ImportResult,
+    ListResult,
+    Plan,
+    RecoverResult,
+    RemovalResult,
+    VerifyResult,
+)
+from .text import count, duration, escape, facts, iec, ratio, table, utc
+
+_CONSISTENCY = {
+    "stopped": "stopped (the guest was off)",
+    "filesystem": "filesystem (the guest's filesystems were frozen)",
+    "crash": "crash (as after a power cut)",
+}
+_DOWNTIME = {
+    "none": "none: the guest keeps running, or is off already",
+    "snapshot": "until the snapshots exist (seconds)",
+    "transfer": "until the disks have been sent",
+}
+
+
+def notes(*, warnings: Iterable[str] = (), incomplete: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return what standard error gets besides the result."""
+    return (*(f"warning: {text}" for text in warnings), *(f"incomplete: {text}" for text in incomplete))
+
+
+def export_text(result: ExportResult) -> str:
+    """Say where the export is, what was read, skipped and written, and how long the guest was down."""
+    if result.export is None:
+        return f"{plan_text(result.plan)}\n\nDry run: nothing was changed."
+    read = sum(disk.bytes_read for disk in result.disks)
+    written = sum(disk.bytes_written for disk in result.disks)
+    size = sum(disk.size for disk in result.disks)
+    rows: list[tuple[str, object]] = [
+        ("export", result.export.path),
+        ("id", f"{result.export.instance}@{result.export.export_id}"),
+        ("read", _speed(f"{iec(read)} of {iec(size)}", read, result.timings.get("send", 0.0))),
+        ("skipped", _skipped(result.disks)),
+        ("written", _with_ratio(size, written)),
+        ("consistency", _CONSISTENCY.get(result.consistency, result.consistency)),
+        ("guest down", duration(result.timings["shutdown"]) if "shutdown" in result.timings else "not at all"),
+        *(("removed", f"{_place(record)} (superseded)") for record in result.removed),
+    ]
+    parts = [f"Exported {escape(result.instance)} to {escape(result.node)}.", facts(rows)]
+    if len(result.disks) > 1:
+        parts.append(_indented(_sent_disks(result.disks)))
+    return "\n".join(parts)
+
+
+def import_text(result: ImportResult) -> str:
+    """Say where each disk is."""
+    disks = {disk.index: disk for disk in result.disks}
+    rows = [
+        (
+            index,
+            iec(disks[index].size) if index in disks else "",
+            iec(disks[index].bytes_written) if index in disks else "",
+            target,
+        )
+        for index, target in sorted(result.targets.items())
+    ]
+    if result.dry_run:
+        head, tail = f"Would import {escape(result.instance)} from {escape(result.source)}:", "\n\nDry run: nothing was changed."
+    else:
+        head, tail = f"Imported {escape(result.instance)} from {escape(result.source)}.", ""
+    return head + "\n" + _indented(table(("disk", "size", "written", "target"), rows, right=("disk", "size", "written"))) + tail
+
+
+def plan_text(plan: Plan) -> str:
+    """Say what would happen, for how long the guest would be down, and how much would be read and written."""
+    target = f" to {escape(plan.target.name)}" if plan.target is not None else ""
+    data = sum(disk.data_bytes for disk in plan.disks)
+    stored = sum(disk.stored_bytes for disk in plan.disks)
+    size = sum(disk.size for disk in plan.disks)
+    rows: list[tuple[str, object]] = [
+        ("guest", "running" if plan.running else "not running"),
+        ("downtime", _DOWNTIME[plan.downtime]),
+        ("to read", f"{iec(data)} of {iec(size)}" if plan.disks else ""),
+        ("to write", f"about {_with_ratio(size, stored)}" if plan.disks else ""),
+        ("room", iec(plan.free_bytes) if plan.free_bytes is not None else "unknown"),
+        *(("supersedes", _place(record)) for record in plan.supersedes),
+    ]
+    parts = [f"Plan: {escape(plan.operation)} {escape(plan.instance.name)}{target}", facts(rows)]
+    if plan.disks:
+        disks = [
+            (
+                disk.index,
+                iec(disk.size),
+                iec(disk.data_bytes),
+                iec(disk.hole_bytes),
+                iec(disk.stored_bytes),
+                disk.snapshot or (f"none: {disk.snapshot_problem}" if disk.snapshot_problem else "none"),
+                disk.label,
+            )
+            for disk in plan.disks
+        ]
+        headings = ("disk", "size", "data", "holes", "stored", "snapshot", "what")
+        parts.append(_indented(table(headings, disks, right=("disk", "size", "data", "holes", "stored"))))
+    parts.append("Steps:")
+    parts += [f"  {number}. {escape(step)}" for number, step in enumerate(plan.steps, 1)]
+    return "\n".join(parts)
+
+
+def list_text(result: ListResult) -> str:
+    """Return a table of exports."""
+    if not result.exports:
+        return "No exports."
+    rows = [
+        (
+            record.instance,
+            record.export_id,
+            record.node,
+            utc(record.created),
+            "/".join(filter(None, (record.layout, record.compress))),
+            record.consistency,
+            record.disk_count,
+            iec(record.disk_bytes),
+            iec(record.stored_bytes),
+            record.problem or "valid",
+        )
+        for record in result.exports
+    ]
+    headings = ("instance", "id", "node", "created", "layout", "consistency", "disks", "size", "stored", "state")
+    return table(headings, rows, right=("disks", "size", "stored"))
+
+
+def details_text(record: ExportRecord, manifest: Mapping[str, Any]) -> str:
+    """Return one export: its record, its disks, and the rest of its manifest."""
+    rows: list[tuple[str, object]] = [
+        ("instance", record.instance),
+        ("id", record.export_id),
+        ("node", record.node),
+        ("path", record.path),
+        ("created", utc(record.created)),
+        ("layout", record.layout),
+        ("compress", record.compress),
+        ("consistency", record.consistency),
+        ("disks", f"{record.disk_count}, {iec(record.disk_bytes)}"),
+        ("stored", _with_ratio(record.disk_bytes, record.stored_bytes)),
+        ("state", record.problem or "valid"),
+    ]
+    parts = [f"{escape(record.instance)}@{escape(record.export_id)}", facts(rows)]
+    if manifest:
+        parts += ["Manifest:", facts(_flattened("", manifest))]
+    return "\n".join(parts)
+
+
+def verify_text(result: VerifyResult) -> str:
+    """Say what was checked, and each finding on a line of its own."""
+    parts = [escape(finding, longest=4096) for finding in result.findings]
+    damaged = {finding.path for finding in result.findings}
+    verdict = f"{count(len(damaged), 'export')} damaged" if damaged else "no damage found"
+    if not result.checked and not damaged:
+        verdict = "nothing to check"
+    parts.append(f"Checked {count(len(result.checked), 'export')}, {iec(result.bytes_checked)}: {verdict}.")
+    return "\n".join(parts)
+
+
+def removal_text(result: RemovalResult) -> str:
+    """Say what was removed and what was kept."""
+    would = "Would remove" if result.dry_run else "Removed"
+    parts = [f"{would} {_place(record)}" for record in result.removed]
+    parts += [f"{'Would keep' if result.dry_run else 'Kept'} {_place(record)}" for record in result.kept]
+    if not result.removed:
+        parts.append("Nothing to remove.")
+    if result.dry_run:
+        parts.append("Dry run: nothing was changed.")
+    return "\n".join(parts)
+
+
+def recover_text(result: RecoverResult) -> str:
+    """Say what was undone or finished."""
+    return "\n".join(escape(line) for line in result.done) or "Nothing to recover."
+
+
+def _place(record: ExportRecord) -> str:
+    return escape(f"{record.instance}@{record.export_id} on {record.node}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+def _speed(text: str, size: int, seconds: float) -> str:
+    return f"{text} in {duration(seconds)} ({iec(size / seconds)}/s)" if seconds > 0 else text
+
+
+def _with_ratio(whole: int, part: int) -> str:
+    times = ratio(whole, part)
+    return f"{iec(part)} ({times})" if times else iec(part)
+
+
+def _skipped(disks: Sequence[DiskResult]) -> str:
+    skipped = sum(disk.bytes_skipped for disk in disks)
+    free = sum(disk.free_bytes for disk in disks)
+    zero = sum(disk.zero_bytes for disk in disks)
+    parts = [f"{iec(zero)} of zeros" if zero else "", f"{iec(free)} of free space" if free else ""]
+    found = " and ".join(filter(None, parts))
+    return f"{iec(skipped)} not read; {found} not stored" if found else f"{iec(skipped)} not read"
+
+
+def _sent_disks(disks: Sequence[DiskResult]) -> str:
+    rows = [
+        (
+            disk.index,
+            iec(disk.size),
+            iec(disk.bytes_read),
+            iec(disk.bytes_skipped),
+            iec(disk.bytes_written),
+            duration(disk.seconds),
+            disk.error or disk.label,
+        )
+        for disk in disks
+    ]
+    return table(
+        ("disk", "size", "read", "skipped", "written", "time", "what"),
+        rows,
+        right=("disk", "size", "read", "skipped", "written", "time"),
+    )
+
+
+def _flattened(prefix: str, value: Any) -> Iterable[tuple[str, object]]:
+    """Yield ``("instance.disks[0].size", 42)`` for everything in a manifest."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flattened(f"{prefix}.{escape(key)}" if prefix else escape(key), item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flattened(f"{prefix}[{index}]", item)
+    elif value not in (None, ""):
+        yield prefix, value
