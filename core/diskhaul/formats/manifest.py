@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
-from pathlib import PurePath
-from typing import Any, NoReturn, cast
+from pathlib import Path, PurePath
+from typing import Any, NoReturn
 
 from ..api import ExportReader
 from ..errors import RefusedError
@@ -224,13 +224,17 @@ def instance_from_record(record: Mapping[str, Any]) -> Instance:
     return _instance(_Fields(record, "instance"))
 
 
+_INSTANCE_FIELDS = (
+    *("name", "node", "state", "runtime", "os", "disks", "nics", "secondaries"),
+    *("memory_mib", "vcpus", "tags", "runtime_options", "parameters"),
+)
 _NIC_FIELDS = ("mac", "ip", "network", "name", "mode", "link")
 _LEFT_OUT = object()
-_PLAIN_DEPTH = MAX_DEPTH - 8  # options lie a few levels deep in a manifest
+_OPTIONS_DEPTH = 20  # less than MAX_DEPTH: options lie up to four levels deep in a manifest
 
 
-def _plain_mapping(options: Mapping[str, Any], where: str, missing: list[str]) -> dict[str, Any]:
-    plain = _plain(options, where, missing, _PLAIN_DEPTH)
+def _plain_mapping(options: Mapping[str, Any], where: str, missing: list[str], depth: int = _OPTIONS_DEPTH) -> dict[str, Any]:
+    plain = _plain(options, where, missing, depth)
     return plain if isinstance(plain, dict) else {}
 
 
@@ -265,9 +269,7 @@ def _plain(value: Any, where: str, missing: list[str], depth: int) -> Any:
 
 
 def _instance(fields: _Fields) -> Instance:
-    fields.only(
-        ["name", "node", "state", "runtime", "os", "disks", "nics", "secondaries", "memory_mib", "vcpus", "tags", "runtime_options", "parameters"],
-    )
+    fields.only(_INSTANCE_FIELDS)
     state = fields.choice("state", ("up", "down"))
     try:
         return Instance(
@@ -294,8 +296,6 @@ def _disk(fields: _Fields) -> Disk:
     path = fields.optional("path", fields.text)
     if path is not None and "\0" in path:
         fields.refuse("path", "holds a NUL")
-    from pathlib import Path
-
     return Disk(
         storage=fields.text("storage"),
         path=None if path is None else Path(path),
@@ -347,7 +347,7 @@ def _check_shape(data: bytes) -> None:
     for _ in range(MAX_DEPTH):
         if not brackets:
             return
-        # Takes the innermost pairs away. What they stood next to joins up only for the next round: one level a round.
+        # Takes away the innermost pairs, so one level a round, or two where both kinds of bracket alternate.
         inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if inner == brackets:
             raise CorruptError("the manifest is not JSON: it was cut, or brackets do not match")
@@ -427,7 +427,7 @@ def _record_of(manifest: Manifest) -> dict[str, Any]:
     content["required_features"] = list(manifest.required_features)
     missing: list[str] = []
     for name in ("instance", "options", "timings"):
-        content[name] = _plain_mapping(content[name], name, missing)
+        content[name] = _plain_mapping(content[name], name, missing, MAX_DEPTH)
     if missing:
         raise ValueError(f"a manifest cannot hold {', '.join(missing)}")
     content["disks"] = [{name: getattr(disk, name) for name in _DISK_FIELDS} for disk in manifest.disks]
@@ -607,7 +607,7 @@ class _Fields:
             self.refuse(key, "is not a whole number")
         if not 0 <= value <= MAX_SIZE:
             self.refuse(key, f"{value} is not from 0 to {MAX_SIZE}")
-        return cast(int, value)
+        return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         values = self._list(key)
