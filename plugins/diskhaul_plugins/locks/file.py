@@ -6,21 +6,24 @@ that are created and unlinked, a nonce that beats, staleness measured on the obs
 
 How it works
     Each request is one record file, ``<escaped name>@<number>.<x or s>``, with who asks and what for. The number comes from a
-    counter (the file ``counter``) that is raised, and the record created, under ``flock`` on the counter: whoever has a number has
-    seen every record with a smaller one. A request is granted as soon as no record of that name with a smaller number, in a
-    conflicting mode, is left. That makes the queue fair (a stream of shared locks cannot starve an exclusive one), and the number
-    is the fencing token: it grows with every grant of a name and is never used twice.
+    counter (the file ``counter``) that is raised, and the record created, under ``flock`` on the counter: whoever has a number
+    has seen every record with a smaller one. A request is granted as soon as no record of that name with a smaller number, in
+    a conflicting mode, is left. That makes the queue fair (a stream of shared locks cannot starve an exclusive one), and the
+    number is the fencing token: it grows with every grant of a name and is never used twice.
 
     The record is removed when the lock is released; when nothing is held, only ``counter`` is in the directory, and it stays,
     since the tokens must go on growing.
 
 Who is dead
-    A process on this boot of this machine, in the same pid namespace: at once, by its process id and start time. A record of an
-    earlier boot on a local filesystem: at once. Anyone else: when the record has not changed for its lease (30 s;
-    ``[backend_options.file] lease_s``), as measured by the waiting process on its monotonic clock; clocks are never compared. A
-    thread changes each record of ours every third of the lease. So a holder that is stopped, or cut off from the filesystem, for
-    longer than its lease loses the lock to whoever waits for it, and `HeldLock.check` says so; while nobody wants the lock it stays
-    held.
+    Where the waiting process can see the other (same boot, same pid namespace), it asks the kernel, by process id and start
+    time: a process that is gone is dead at once; one that runs is alive, however slow its disk is. A record of an earlier boot
+    on a local filesystem is dead at once.
+
+    Everybody else has a lease (30 s; ``[backend_options.file] lease_s``): processes of other machines and containers, and
+    processes that are stopped. A thread changes each record of ours every third of the lease; a record that has not changed
+    for its lease, on the monotonic clock of the one who waits, is dead. Clocks are never compared. So a holder that is stopped
+    for longer than its lease loses the lock to whoever waits for it, and `HeldLock.check` tells it; while nobody wants the
+    lock it stays held.
 
 What holds where
     Threads of one process exclude each other like processes. A forked child holds nothing. Local filesystems: all of this.
@@ -46,6 +49,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,6 +168,15 @@ def _stem(name: str) -> str:
 
 
 # --- who is alive -----------------------------------------------------------------------------------------------------
+
+
+class _Condition(Enum):
+    """What the kernel says about a record's process."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+    """Elsewhere, or stopped: its lease decides."""
 
 
 @cache
@@ -339,8 +352,11 @@ class FileLocks(Locks):
                 try:
                     ahead = self._ahead(request, watch)
                     granted = self._wait(request, mode, ahead, watch, started, deadline, on_wait, cancelled, told)
-                except BaseException:
-                    request.release()
+                except BaseException as error:
+                    try:
+                        request.release()
+                    except LockError as second:
+                        error.add_note(str(second))
                     raise
             except OSError as error:
                 raise LockError(f"lock {name}: {error.filename or self._directory}: {error.strerror}") from error
@@ -365,10 +381,15 @@ class FileLocks(Locks):
                 os.pwrite(descriptor, _COUNTER_FORMAT.format(number).encode(), 0)
                 os.fdatasync(descriptor)  # a token must not be given out again after a crash of the machine
                 path = self._directory / f"{_stem(name)}@{number:020d}.{_MODE[mode]}"
-                _write_new(path, _encode(identity, owner, self._lease_s))
+                try:
+                    _write_new(path, _encode(identity, owner, self._lease_s))
+                    return _Request(name, path, number, identity, self._lease_s)
+                except BaseException:
+                    # Our process lives, so nobody else would ever take the record away.
+                    _unlink(path)
+                    raise
         except _BusyError as error:
             raise LockTimeoutError(name, "a process that is changing the queue and may be stopped", error.waited_s) from error
-        return _Request(name, path, number, identity, self._lease_s)
 
     def _ahead(self, request: _Request, watch: _Watch) -> list[_Ahead]:
         """The records of the same name in front of ours, oldest first. Removes records of dead processes on the way."""
@@ -464,9 +485,16 @@ class _Watch:
             self._seen.pop(path, None)
             return None
         record = _decode(data)
-        dead = self._certainly_dead(record) if record else self._was_never_written(path)
-        if not dead and waiting:
-            dead = self._unchanged_s(path, data) > (record.lease_s if record else DEFAULT_LEASE_S)
+        if record is None:
+            dead = self._was_never_written(path)
+        else:
+            condition = self._condition(record)
+            dead = condition is _Condition.DEAD
+            if waiting and not dead:
+                if condition is _Condition.ALIVE:
+                    self._seen[path] = (data, 0.0, time.monotonic())
+                else:
+                    dead = self._unchanged_s(path, data) > record.lease_s
         if dead:
             # The path holds a number, so it cannot have become another, living, request's meanwhile.
             _unlink(path)
@@ -476,25 +504,27 @@ class _Watch:
 
     def _unchanged_s(self, path: Path, data: bytes) -> float:
         now = time.monotonic()
+        unchanged = 0.0
         seen = self._seen.get(path)
-        if seen is None or seen[0] != data:
-            unchanged = 0.0
-        else:
+        if seen is not None and seen[0] == data:
             # Time during which we ourselves were stopped (or the whole machine was) proves nothing about the other.
             unchanged = seen[1] + min(now - seen[2], 2 * _LAST_POLL_S)
         self._seen[path] = (data, unchanged, now)
         return unchanged
 
-    def _certainly_dead(self, record: _Record) -> bool:
+    def _condition(self, record: _Record) -> _Condition:
         if not record.boot or not _boot_id():
-            return False
+            return _Condition.UNKNOWN
         if record.boot != _boot_id():
             if self._local is None:
                 self._local = _filesystem_type(self._directory) in _LOCAL_FILESYSTEMS
-            return self._local
+            return _Condition.DEAD if self._local else _Condition.UNKNOWN
         if not record.namespace or record.namespace != _pid_namespace() or not record.started:
-            return False
-        return _start_time(record.pid) != record.started
+            return _Condition.UNKNOWN
+        if _start_time(record.pid) != record.started:
+            return _Condition.DEAD
+        fields = process_stat(record.pid)
+        return _Condition.UNKNOWN if fields is None or fields[0] in ("T", "t") else _Condition.ALIVE
 
     def _was_never_written(self, path: Path) -> bool:
         """Whether a record without content is of a process that died while creating it."""
@@ -562,15 +592,11 @@ def _write_new(path: Path, data: bytes) -> None:
     """Create a record; closing it is what shows it to other clients of a network filesystem."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            written = os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
-        if written != len(data):
-            raise LockError(f"locks: {path} could not be written as a whole; is the filesystem full?")
-    except BaseException:
-        _unlink(path)
-        raise
+        written = os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+    if written != len(data):
+        raise LockError(f"locks: {path} could not be written as a whole; is the filesystem full?")
 
 
 def _directory_problems(key: str, path: Path) -> list[str]:
