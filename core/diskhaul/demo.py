@@ -356,12 +356,17 @@ def running(guest):
 
 
 def start(guest):
-    disks = [os.open(os.path.join(HERE, disk), os.O_RDWR) for disk in DISKS[guest]]
     ready, tell = os.pipe()
     if not os.fork():
-        live(guest, tell)
+        try:
+            live(guest, tell)
+        except BlockingIOError:  # it runs already
+            os._exit(0)
+        except OSError as error:
+            print("vm:", error, file=sys.stderr)
+            os._exit(1)
     os.close(tell)
-    os.read(ready, 1)  # ends without a byte when the guest could not begin, as where it runs already
+    os.read(ready, 1)  # ends without a byte when the guest could not begin
     return 0 if running(guest) else 1
 
 
@@ -370,11 +375,17 @@ def live(guest, tell):
     os.chdir("/")
     pid_file = open_pid_file(guest)
     fcntl.lockf(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    disks = [os.open(os.path.join(HERE, disk), os.O_RDWR) for disk in DISKS[guest]]
     os.ftruncate(pid_file, 0)
     os.pwrite(pid_file, b"%d\\n" % os.getpid(), 0)
     nowhere = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
+    for inherited in set(map(int, os.listdir("/proc/self/fd"))) - {0, 1, 2, pid_file, tell, *disks}:
+        try:
+            os.close(inherited)
+        except OSError:  # the one that listed them
+            pass
     os.write(tell, b"y")
     os.close(tell)
     while os.fstat(pid_file).st_nlink:  # ends by itself when its cluster is removed
