@@ -9,6 +9,9 @@ What Ganeti has not, it writes as ``None``. Its reader interpolates, so that a p
 parameters have no place of their own in `diskhaul.model.Instance` and live in its `parameters`, under the names of
 `PARAMETER_SECTIONS` beside ``disk_template``, ``hypervisor``, ``minmem`` and ``maxmem``. Secrets (``os_private``) are read into
 `Instance.private` and never written.
+
+Ours begins with a comment that holds the BLAKE3 of the rest, so that flipped bits show; Ganeti passes over comments, and what
+Ganeti wrote is read without one. A file whose first line is any other comment is refused: it may be a damaged one of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import RefusedError
 from ..model import Disk, Instance, Nic
@@ -43,6 +46,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 _COMPRESSION = re.compile(r"[a-z0-9-]{1,32}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _CONTROL_IN_FILE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")  # lines end with \n; a tab may continue one
+_DIGEST_LINE = "# diskhaul export, BLAKE3 of what follows: "
 _NONE = "None"
 
 
@@ -177,12 +181,22 @@ def _written(sections: Mapping[str, Mapping[str, str]]) -> bytes:
         parser[section] = {key: value.strip().replace("%", "%%") for key, value in options.items()}
     text = io.StringIO()
     parser.write(text)
-    data = text.getvalue().encode("utf-8", "surrogateescape")
+    try:
+        content = text.getvalue().encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"a Ganeti export cannot hold {printable(text.getvalue()[error.start : error.end])}") from error
+    data = _digest_line(content) + content
     try:
         parse_config_ini(data)
     except CorruptError as error:
         raise RefusedError(f"a Ganeti export cannot hold this instance: {error}") from error
     return data
+
+
+def _digest_line(content: bytes) -> bytes:
+    from blake3 import blake3
+
+    return f"{_DIGEST_LINE}{blake3(content).hexdigest()}\n".encode("ascii")
 
 
 def _text(value: Any) -> str:
@@ -239,7 +253,7 @@ def parse_config_ini(data: bytes) -> GanetiExport:
 
 
 def _dumps(described: _Section) -> tuple[GanetiDump, ...]:
-    dumps = []
+    dumps: list[GanetiDump] = []
     for index in range(described.number("disk_count", _MAX_DISKS)):
         file = described.text(f"disk{index}_dump")
         if not _is_dump_name(file):
@@ -284,6 +298,10 @@ def _parsed(data: bytes) -> dict[str, dict[str, str]]:
         raise CorruptError(f"{CONFIG_NAME} is not UTF-8 at byte {error.start}") from error
     if not text.endswith("\n"):
         raise CorruptError(f"{CONFIG_NAME} was cut: its last line does not end")
+    if data[:1] in (b"#", b";"):
+        first, end, content = data.partition(b"\n")
+        if first + end != _digest_line(content):
+            raise CorruptError(f"{CONFIG_NAME} does not match the digest in its first line: it was changed")
     _check_lines(text)
     # No section is special, so that [DEFAULT] cannot put values into the others.
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
@@ -327,7 +345,7 @@ class _Section:
         self._name = name
         self._values = sections[name]
 
-    def refuse(self, key: str, problem: str) -> None:
+    def refuse(self, key: str, problem: str) -> NoReturn:
         raise CorruptError(f"{CONFIG_NAME}: {self._name}.{key}: {problem}")
 
     def has(self, key: str) -> bool:

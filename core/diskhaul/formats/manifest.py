@@ -38,9 +38,10 @@ MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 _CONSISTENCIES = ("stopped", "filesystem", "crash")
 _LAYOUTS = ("diskhaul", "ganeti")
+_EXTRA_FILES = {"diskhaul": frozenset[str](), "ganeti": frozenset({"config.ini"})}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DUMP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
-_OTHER_FILES = frozenset({MANIFEST_NAME, "config.ini"})
+_NOT_DUMPS = frozenset({MANIFEST_NAME, "config.ini"})
 _NO_DIGEST = "0" * 64
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:Z|\+00:00)")
 
@@ -103,6 +104,7 @@ class Manifest:
         consistency: the worst of the disks'.
         layout: "diskhaul" or "ganeti".
         disks: in order; there may be none.
+        other_files: BLAKE3 (hex) of every file that belongs to no disk, by name: Ganeti's ``config.ini``.
         timings: seconds by stage.
     """
 
@@ -118,6 +120,7 @@ class Manifest:
     consistency: str
     layout: str = "diskhaul"
     disks: tuple[DiskRecord, ...] = ()
+    other_files: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -426,7 +429,7 @@ def _record_of(manifest: Manifest) -> dict[str, Any]:
     content = {name: getattr(manifest, name) for name in _MANIFEST_FIELDS}
     content["required_features"] = list(manifest.required_features)
     missing: list[str] = []
-    for name in ("instance", "options", "timings"):
+    for name in ("instance", "options", "other_files", "timings"):
         content[name] = _plain_mapping(content[name], name, missing, MAX_DEPTH)
     if missing:
         raise ValueError(f"a manifest cannot hold {', '.join(missing)}")
@@ -450,6 +453,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         consistency=fields.choice("consistency", _CONSISTENCIES),
         layout=fields.choice("layout", _LAYOUTS),
         disks=tuple(_disk_record(disk) for disk in fields.records("disks")),
+        other_files=_other_files(fields.mapping("other_files"), fields.text("layout")),
         timings=_timings(fields.mapping("timings")),
     )
     if not is_export_id(manifest.export_id):
@@ -514,7 +518,7 @@ def _disk_problem(position: int, disk: DiskRecord, layout: str) -> str | None:
     if layout == "ganeti":
         if codec.encoded:
             return "a dump in Ganeti's layout is not compressed"
-        if not _DUMP_NAME.fullmatch(disk.file) or disk.file in _OTHER_FILES or disk.file.endswith(".chunks"):
+        if not _DUMP_NAME.fullmatch(disk.file) or disk.file in _NOT_DUMPS or disk.file.endswith(".chunks"):
             return f"file name {_shown(disk.file)} is not allowed"
     elif disk.file != f"disk-{position}.{disk.format}":
         return f"file name {_shown(disk.file)} is not allowed"
@@ -529,6 +533,18 @@ def _disk_problem(position: int, disk: DiskRecord, layout: str) -> str | None:
     if codec.encoded == (disk.stored_root == ""):
         return "stored_root is missing" if codec.encoded else "stored_root is given for a raw disk"
     return None
+
+
+def _other_files(digests: Mapping[str, Any], layout: str) -> dict[str, str]:
+    expected = _EXTRA_FILES[layout]
+    if digests.keys() != expected:
+        raise CorruptError(
+            f"manifest: other_files: layout {layout} has {', '.join(sorted(expected)) or 'none'} besides the disks'"
+        )
+    for name, digest in digests.items():
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise CorruptError(f"manifest: other_files: the digest of {name} is not one")
+    return dict(digests)
 
 
 def _timings(timings: Mapping[str, Any]) -> dict[str, float]:
