@@ -171,11 +171,16 @@ def copy_range(
     return CopyResult(read, written)
 
 
-def _refuse_overlap(source_fd: int, target_fd: int, offset: int, target_offset: int, length: int, name: str) -> None:
+def _status(fd: int, offset: int, name: str) -> os.stat_result:
     try:
-        source, target = os.fstat(source_fd), os.fstat(target_fd)
+        return os.fstat(fd)
     except OSError as error:
-        raise io_error(error.errno or errno.EIO, "copying", source_fd, name=name, offset=offset) from None
+        raise io_error(error.errno or errno.EIO, "copying", fd, name=name, offset=offset) from None
+
+
+def _refuse_overlap(source_fd: int, target_fd: int, offset: int, target_offset: int, length: int, name: str) -> None:
+    source = _status(source_fd, offset, name)
+    target = _status(target_fd, target_offset, name)
     same_file = (source.st_dev, source.st_ino) == (target.st_dev, target.st_ino)
     same_device = stat.S_ISBLK(source.st_mode) and stat.S_ISBLK(target.st_mode) and source.st_rdev == target.st_rdev
     if (same_file or same_device) and abs(offset - target_offset) < length:
