@@ -12,12 +12,17 @@ from setuptools import build_meta
 CFFI_MODULES = ["native/ffi_build.py:ffibuilder"]
 
 
+def run_setup() -> None:
+    """Run setup() in the project's directory, for the command in sys.argv."""
+    setuptools.setup(cffi_modules=CFFI_MODULES)
+
+
 class _Backend(build_meta._BuildMetaBackend):
     # The class has no public name; the documentation derives from it too.
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
-        """Run setup() in the project's directory, for whichever command the hook put into sys.argv."""
-        setuptools.setup(cffi_modules=CFFI_MODULES)
+        """Called by every hook once it has put its command into sys.argv."""
+        run_setup()
 
 
 _backend = _Backend()

@@ -1,0 +1,80 @@
+# make demo        a small cluster: export, list, verify, restore, compare
+# make test        the tests; as root on Debian the programs they use are installed first
+# make lint        ruff, mypy, and the C core with warnings as errors
+# make bench       the benchmarks
+# make stress      the tests again and again, with other seeds and more of them at a time
+# make sanitize    the C core under AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean       removes what was made here, the virtual environment included
+#
+# Everything is set up in .venv by the first call. PYTHON=... chooses the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+CC ?= cc
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+WORKERS ?= 2
+STRESS_ROUNDS ?= 5
+
+CORE := $(wildcard native/csrc/*.c native/csrc/*.h)
+BUILD := pyproject.toml native/ffi_build.py native/build_backend.py $(CORE)
+WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Wstrict-prototypes -Wmissing-prototypes -Wcast-qual -Werror
+
+.PHONY: all demo test lint bench stress sanitize clean
+
+all: $(VENV)/.installed
+
+$(VENV)/.made: scripts/make-venv scripts/apt.sh
+	CC="$(CC)" scripts/make-venv "$(PYTHON)" $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(BUILD)
+	$(PIP) install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.made $(BUILD)
+	$(PIP) install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/.made $(BUILD)
+	$(PIP) install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+demo: $(VENV)/.installed
+	scripts/system-packages demo
+	scripts/demo.sh
+
+test: $(VENV)/.installed-test
+	scripts/system-packages test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(CC) -std=c11 -D_FILE_OFFSET_BITS=64 -O2 $(WARNINGS) -fsyntax-only $(filter %.c,$(CORE))
+
+# The tests' own settings keep pytest-benchmark out. Status 5 is "no benchmarks there".
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -o addopts= --import-mode=importlib --benchmark-sort=name $(PYTEST_ARGS) benches || [ $$? -eq 5 ]
+
+stress: $(VENV)/.installed-test
+	scripts/system-packages test
+	set -e; for round in $$(seq $(STRESS_ROUNDS)); do \
+	    echo "round $$round of $(STRESS_ROUNDS)"; \
+	    $(BIN)/python -m pytest -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS); \
+	done
+
+# A build of its own beside the installed one. Python's own allocator is replaced, so that a write past a buffer is seen; leaks are
+# Python's own at exit, and cannot be looked for under strace.
+sanitize: $(VENV)/.installed-test
+	rm -rf build/sanitize
+	DISKHAUL_BUILD=sanitize CC="$(CC)" $(BIN)/python scripts/build-sanitized build/sanitize
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc \
+	PYTHONPATH=build/sanitize/lib DISKHAUL_EXPECT_CORE=build/sanitize/lib \
+	$(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/native
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info native/diskhaul_native/_core.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
