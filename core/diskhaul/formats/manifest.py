@@ -34,6 +34,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 200_000  # a Python object takes 50 bytes and more where JSON takes two: bounds memory to some 30 MiB
+MAX_QUOTES = 5 * MAX_VALUES  # a key and a text take four
 MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 _CONSISTENCIES = ("stopped", "filesystem", "crash")
@@ -343,6 +344,8 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 def _check_shape(data: bytes) -> None:
     """Bound nesting and number of values, without recursion and without a Python step per byte."""
+    if data.count(b'"') > MAX_QUOTES:
+        raise CorruptError(f"the manifest has more than {MAX_QUOTES} quotation marks")
     skeleton = _STRING.sub(b"", data)
     if skeleton.count(b",") + skeleton.count(b"[") + skeleton.count(b"{") > MAX_VALUES:
         raise CorruptError(f"the manifest has more than {MAX_VALUES} values")

@@ -1,0 +1,506 @@
+"""Codecs: what one chunk becomes, what other programs make of it, and what hostile stored bytes get."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zlib
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diskhaul.errors import RefusedError
+from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
+from diskhaul.formats.codec import Codec, Compression, codec_for, max_stored_length, parse_compress
+from diskhaul.formats.corruption import CorruptError
+
+CHUNK = 1 << 16
+CODECS = ("none", "zstd", "gzip")
+ENCODED = ("zstd", "gzip")
+
+Requires = Callable[..., None]
+
+
+def disk_bytes(size: int) -> bytes:
+    """Text, noise and zeros in turn, the same on every run."""
+    noise = random.Random(size)
+    pieces = []
+    while sum(map(len, pieces)) < size:
+        pieces += [b"diskhaul " * 5000, noise.randbytes(50_000), bytes(100_000)]
+    return b"".join(pieces)[:size]
+
+
+def encode_disk(codec: Codec, disk: bytes, chunk: int = CHUNK) -> tuple[bytes, ChunkTable]:
+    table = ChunkTable(len(disk), chunk, codec.encoded)
+    encoder = codec.encoder()
+    stored = []
+    for index in range(table.count):
+        data = memoryview(disk)[index * chunk : index * chunk + table.chunk_length(index)]
+        frame = bytes(encoder.encode(data))
+        if codec.encoded:
+            table.set(index, chunk_digest(data), len(frame), stored_digest(frame))
+        else:
+            table.set(index, chunk_digest(data))
+        stored.append(frame)
+    stored += codec.trailer(table.stored_lengths(), table.chunk_lengths())
+    return b"".join(stored), table
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", Compression("none", 0)),
+        ("zstd", Compression("zstd", 1)),
+        ("zstd:19", Compression("zstd", 19)),
+        ("zstd:-5", Compression("zstd", -5)),
+        ("zstd:-131072", Compression("zstd", -131072)),
+        ("gzip", Compression("gzip", 6)),
+        ("gzip:9", Compression("gzip", 9)),
+    ],
+)
+def test_a_compression_is_read_and_written_in_one_way(text: str, expected: Compression) -> None:
+    assert parse_compress(text) == expected
+    assert parse_compress(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "none:0", "zstd:23", "zstd:-131073", "zstd:", "zstd:1.5", "zstd:+1", "zstd:1:2", "zstd:nan", "zstd:1e99", " zstd"),
+        *("gzip:0", "gzip:10", "gzip:-1", "lz4", "ZSTD", ":1", "zstd:1\n", "zstd:\u0661", "zstd:" + "9" * 5000),
+    ],
+)
+def test_any_other_compression_is_refused_in_one_line_that_names_what_is_allowed(text: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        parse_compress(text)
+    (problem,) = caught.value.problems
+    assert "none, zstd:LEVEL (-131072 to 22) or gzip:LEVEL (1 to 9)" in problem
+    assert "\n" not in problem
+    assert len(problem) < 300
+
+
+@pytest.mark.parametrize(("name", "level"), [("lz4", 1), ("", None), ("zstd:3", None), ("gzip", 0), ("zstd", 23)])
+def test_an_unknown_codec_or_level_is_refused(name: str, level: int | None) -> None:
+    with pytest.raises(RefusedError):
+        codec_for(name, level)
+
+
+def test_zstandard_is_loaded_only_by_encoders_and_decoders() -> None:
+    script = (
+        "import sys; from diskhaul.formats.codec import codec_for, parse_compress;"
+        "parse_compress('zstd:3'); codec_for('zstd'); assert 'zstandard' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CODECS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_chunk_comes_back(name: str, data: st.DataObject) -> None:
+    level = data.draw(st.sampled_from({"none": [0], "zstd": [-50, -1, 1, 3, 12, 19], "gzip": [1, 6, 9]}[name]))
+    piece = data.draw(st.binary(min_size=1, max_size=300))
+    chunk = piece * data.draw(st.integers(1, 2000))
+    codec = codec_for(name, level)
+    stored = codec.encoder().encode(memoryview(chunk))
+    assert len(stored) <= max_stored_length(len(chunk))
+    assert bytes(codec.decoder().decode(stored, len(chunk))) == chunk
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 65535, 65536, 65791, 65792, 131073, (4 << 20) - 1, 4 << 20])
+def test_noise_of_every_size_comes_back_and_stays_within_the_bound(name: str, length: int) -> None:
+    codec = codec_for(name)
+    chunk = random.Random(length).randbytes(length)
+    stored = codec.encoder().encode(memoryview(chunk))
+    assert len(stored) <= max_stored_length(length)
+    assert bytes(codec.decoder().decode(stored, length)) == chunk
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_encoding_is_repeatable_and_encoders_can_be_used_again(name: str) -> None:
+    chunks = [disk_bytes(70_000), bytes(70_000), b"x"]
+    encoder = codec_for(name).encoder()
+    first = [bytes(encoder.encode(memoryview(chunk))) for chunk in chunks]
+    assert first == [bytes(encoder.encode(memoryview(chunk))) for chunk in chunks]
+    decoder = codec_for(name).decoder()
+    assert [bytes(decoder.decode(frame, len(chunk))) for frame, chunk in zip(first, chunks, strict=True)] == chunks
+
+
+def test_raw_chunks_are_not_copied() -> None:
+    chunk = memoryview(bytearray(100))
+    assert codec_for("none").encoder().encode(chunk) is chunk
+    assert codec_for("none").decoder().decode(chunk, 100) is chunk
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("length", [1, 4096, 4 << 20])
+def test_a_zero_frame_is_what_encoding_zeros_gives(name: str, length: int) -> None:
+    codec = codec_for(name, None if name == "none" else 3)
+    frame = codec.zero_frame(length)
+    assert frame == codec.encoder().encode(memoryview(bytes(length)))
+    if codec.encoded:
+        assert codec.zero_frame(length) is frame
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_one_codec_serves_many_threads(name: str) -> None:
+    codec = codec_for(name)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        encoder, decoder = codec.encoder(), codec.decoder()
+        for round_ in range(5):
+            chunk = random.Random(seed * 100 + round_).randbytes(1000) * 200
+            if bytes(decoder.decode(encoder.encode(memoryview(chunk)), len(chunk))) != chunk or not codec.zero_frame(1 + round_):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# --- other programs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [-7, 1, 19])
+@pytest.mark.parametrize("size", [0, 1, CHUNK, 10 * CHUNK + 4711])
+def test_stock_zstd_restores_checks_and_lists_a_stream(tmp_path: Path, requires: Requires, level: int, size: int) -> None:
+    requires("zstd")
+    disk = disk_bytes(size)
+    stream, table = encode_disk(codec_for("zstd", level), disk)
+    path = tmp_path / "disk-0.raw.zst"
+    path.write_bytes(stream)
+    assert subprocess.run(["zstd", "-dc", path], check=True, capture_output=True).stdout == disk
+    subprocess.run(["zstd", "-tq", path], check=True)
+    listing = subprocess.run(["zstd", "-lv", path], check=True, capture_output=True, text=True).stdout
+    if size:
+        assert f"({size} B)" in listing
+        assert "Check: XXH64" in listing
+    if table.count > 1:
+        assert f"# Zstandard Frames: {table.count}\n# Skippable Frames: 1\n" in listing
+
+
+@pytest.mark.parametrize("size", [0, 1, 10 * CHUNK + 4711])
+def test_stock_gzip_restores_and_checks_a_stream(tmp_path: Path, requires: Requires, size: int) -> None:
+    requires("gzip")
+    disk = disk_bytes(size)
+    codec = codec_for("gzip")
+    stream, table = encode_disk(codec, disk)
+    assert len(stream) == table.stored_offsets()[-1] + codec.trailer_length(table.count)
+    path = tmp_path / "disk-0.raw.gz"
+    path.write_bytes(stream)
+    assert subprocess.run(["gzip", "-dc", path], check=True, capture_output=True).stdout == disk
+    subprocess.run(["gzip", "-t", path], check=True)
+    assert gzip.decompress(stream) == disk
+
+
+def test_stock_zstd_passes_over_shared_zero_frames(tmp_path: Path, requires: Requires) -> None:
+    requires("zstd")
+    codec = codec_for("zstd")
+    count, chunk = 64, 4 << 20
+    frame = codec.zero_frame(chunk)
+    path = tmp_path / "zeros.zst"
+    trailer = b"".join(codec.trailer(array("I", [len(frame)]) * count, array("I", [chunk]) * count))
+    path.write_bytes(frame * count + trailer)
+    process = subprocess.Popen(["zstd", "-dc", path], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    length = 0
+    while piece := process.stdout.read(1 << 20):
+        assert not piece.strip(b"\0")
+        length += len(piece)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert length == count * chunk
+
+
+# --- hostile frames ---------------------------------------------------------------------------------------------------
+
+
+def zstd_frame(chunk: bytes, **how: object) -> bytes:
+    arguments: dict[str, object] = {"level": 1, "write_checksum": True} | how
+    return zstandard.ZstdCompressor(**arguments).compress(chunk)  # type: ignore[arg-type]
+
+
+def huge_window(exponent: int = 21, mantissa: int = 0, length: int = CHUNK) -> bytes:
+    """A frame that is right in every way but for a window of 2**(10 + exponent) bytes: one RLE block of zeros."""
+    header = b"\x28\xb5\x2f\xfd" + bytes([0x80 | 0x04, exponent << 3 | mantissa]) + length.to_bytes(4, "little")
+    block = (1 | 1 << 1 | length << 3).to_bytes(3, "little") + b"\0"
+    xxh64 = zstd_frame(bytes(length))[-4:]
+    return header + block + xxh64
+
+
+CHUNK_BYTES = disk_bytes(CHUNK)
+GOOD = zstd_frame(CHUNK_BYTES)
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+
+
+def with_descriptor(change: Callable[[int], int], frame: bytes = GOOD) -> bytes:
+    return frame[:4] + bytes([change(frame[4])]) + frame[5:]
+
+
+HOSTILE_ZSTD = {
+    "empty": b"",
+    "no magic": b"\0" * 40,
+    "only magic": GOOD[:4],
+    "cut in its header": GOOD[:7],
+    "cut in the middle": GOOD[: len(GOOD) // 2],
+    "cut before its checksum": GOOD[:-4],
+    "cut by one byte": GOOD[:-1],
+    "one byte more": GOOD + b"\0",
+    "twice": GOOD * 2,
+    "a skippable frame behind": GOOD + SKIPPABLE,
+    "a skippable frame before": SKIPPABLE + GOOD,
+    "only a skippable frame": SKIPPABLE,
+    "an empty frame behind": GOOD + zstd_frame(b""),
+    "two halves": zstd_frame(CHUNK_BYTES[: CHUNK // 2]) + zstd_frame(CHUNK_BYTES[CHUNK // 2 :]),
+    "a byte too short": zstd_frame(CHUNK_BYTES[:-1]),
+    "a byte too long": zstd_frame(CHUNK_BYTES + b"x"),
+    "no content size": zstd_frame(CHUNK_BYTES, write_content_size=False),
+    "no checksum": zstd_frame(CHUNK_BYTES, write_checksum=False),
+    "the checksum flag taken away": with_descriptor(lambda descriptor: descriptor & ~0x04),
+    "a reserved bit": with_descriptor(lambda descriptor: descriptor | 0x08),
+    "the unused bit": with_descriptor(lambda descriptor: descriptor | 0x10),
+    "a dictionary": with_descriptor(lambda descriptor: descriptor | 0x01),
+    "a window of 2 GiB": huge_window(21),
+    "a window of 3.75 TiB": huge_window(31, 7),
+    "a window of 2 GiB, cut": huge_window(21)[:-4],
+    "a window of 9 MiB": huge_window(13, 1),
+    "256 MiB of zeros": zstd_frame(bytes(256 << 20)),
+    "gzip": gzip.compress(CHUNK_BYTES),
+    "zstd of before 1.0": b"\x27\xb5\x2f\xfd" + GOOD[4:],
+    "without magic": GOOD[4:],
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_ZSTD)
+def test_a_hostile_zstd_frame_is_refused_and_the_decoder_lives_on(what: str) -> None:
+    decoder = codec_for("zstd").decoder()
+    with pytest.raises(CorruptError) as caught:
+        decoder.decode(HOSTILE_ZSTD[what], CHUNK)
+    assert "\n" not in caught.value.problem
+    assert bytes(decoder.decode(GOOD, CHUNK)) == CHUNK_BYTES
+
+
+def test_the_frame_with_the_large_window_is_fine_otherwise() -> None:
+    """So that the refusals above are for the window."""
+    assert bytes(codec_for("zstd").decoder().decode(huge_window(13, 0), CHUNK)) == bytes(CHUNK)
+
+
+def test_a_frame_that_lies_about_its_size_makes_no_more_than_was_asked_for() -> None:
+    frame = zstd_frame(bytes(256 << 20))
+    assert len(frame) < 12_000
+    descriptor = frame[4]
+    assert descriptor >> 6 == 2  # four bytes of content size
+    at = 5 if descriptor & 0x20 else 6
+    lying = bytearray(frame)
+    lying[at : at + 4] = CHUNK.to_bytes(4, "little")
+    if not descriptor & 0x20:
+        lying[5] = 6 << 3  # and a window that is fine
+    with pytest.raises(CorruptError, match="zstd frame"):
+        codec_for("zstd").decoder().decode(lying, CHUNK)
+
+
+GOOD_GZIP = bytes(codec_for("gzip").encoder().encode(memoryview(CHUNK_BYTES)))
+
+
+def gzip_member(chunk: bytes) -> bytes:
+    return zlib.compress(chunk, 6, 31)
+
+
+HOSTILE_GZIP = {
+    "empty": b"",
+    "cut in its header": GOOD_GZIP[:9],
+    "cut in the middle": GOOD_GZIP[: len(GOOD_GZIP) // 2],
+    "cut before its trailer": GOOD_GZIP[:-8],
+    "cut by one byte": GOOD_GZIP[:-1],
+    "one byte more": GOOD_GZIP + b"\0",
+    "much more": GOOD_GZIP + bytes(1 << 20),
+    "twice": GOOD_GZIP * 2,
+    "an empty member behind": GOOD_GZIP + gzip_member(b""),
+    "two halves": gzip_member(CHUNK_BYTES[: CHUNK // 2]) + gzip_member(CHUNK_BYTES[CHUNK // 2 :]),
+    "a byte too short": gzip_member(CHUNK_BYTES[:-1]),
+    "a byte too long": gzip_member(CHUNK_BYTES + b"x"),
+    "256 MiB of zeros": gzip_member(bytes(256 << 20)),
+    "a name": gzip.compress(CHUNK_BYTES)[:3] + b"\x08" + GOOD_GZIP[4:10] + b"name\0" + GOOD_GZIP[10:],
+    "a time": GOOD_GZIP[:4] + b"\1\0\0\0" + GOOD_GZIP[8:],
+    "zlib": zlib.compress(CHUNK_BYTES),
+    "a wrong checksum": GOOD_GZIP[:-8] + b"\0\0\0\0" + GOOD_GZIP[-4:],
+    "a wrong size": GOOD_GZIP[:-4] + b"\0\0\0\0",
+    "zstd": GOOD,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_GZIP)
+def test_a_hostile_gzip_member_is_refused_and_the_decoder_lives_on(what: str) -> None:
+    decoder = codec_for("gzip").decoder()
+    with pytest.raises(CorruptError) as caught:
+        decoder.decode(HOSTILE_GZIP[what], CHUNK)
+    assert "\n" not in caught.value.problem
+    assert bytes(decoder.decode(GOOD_GZIP, CHUNK)) == CHUNK_BYTES
+
+
+@pytest.mark.parametrize("stored", [b"", bytes(CHUNK - 1), bytes(CHUNK + 1)])
+def test_raw_bytes_of_the_wrong_length_are_refused(stored: bytes) -> None:
+    with pytest.raises(CorruptError):
+        codec_for("none").decoder().decode(stored, CHUNK)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_chunk_of_no_bytes_cannot_be_asked_for(name: str) -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        codec_for(name).decoder().decode(b"", 0)
+
+
+def test_a_gzip_bomb_takes_no_more_memory_than_the_chunk() -> None:
+    bomb = HOSTILE_GZIP["256 MiB of zeros"]
+    decoder = codec_for("gzip").decoder()
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptError):
+            decoder.decode(bomb, CHUNK)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < CHUNK + (4 << 20)
+
+
+@pytest.mark.parametrize("what", ["a window of 2 GiB", "a window of 2 GiB, cut", "a window of 3.75 TiB", "256 MiB of zeros"])
+def test_a_hostile_frame_is_refused_where_memory_is_short(tmp_path: Path, what: str) -> None:
+    """In a process of its own, whose address space has 64 MiB left."""
+    path = tmp_path / "frame"
+    path.write_bytes(HOSTILE_ZSTD[what])
+    script = f"""
+import resource, sys
+from diskhaul.formats.codec import codec_for
+from diskhaul.formats.corruption import CorruptError
+decoder = codec_for("zstd").decoder()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    decoder.decode(open(sys.argv[1], "rb").read(), {CHUNK})
+except CorruptError:
+    sys.exit(7)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert resource.getpagesize()
+    assert subprocess.run([sys.executable, "-c", script, path], env=environment, check=False).returncode == 7
+
+
+@given(noise=st.binary(max_size=300), cut=st.integers(0, len(GOOD)))
+@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("name", ENCODED)
+def test_noise_behind_a_good_start_never_gives_anything_but_a_chunk_or_a_refusal(name: str, noise: bytes, cut: int) -> None:
+    good = GOOD if name == "zstd" else GOOD_GZIP
+    try:
+        chunk = codec_for(name).decoder().decode(good[:cut] + noise, CHUNK)
+    except CorruptError:
+        return
+    assert len(chunk) == CHUNK
+
+
+# --- whole streams ----------------------------------------------------------------------------------------------------
+
+
+def first_damage(codec: Codec, stream: bytes, table: ChunkTable) -> int | None:
+    """Read a stream the way verify and import do; return the disk offset of the first damage, -1 for the file as a whole."""
+    decoder = codec.decoder()
+    offsets = table.stored_offsets()
+    if len(stream) != offsets[-1] + codec.trailer_length(table.count):
+        return -1
+    for index in range(table.count):
+        frame = stream[offsets[index] : offsets[index + 1]]
+        if codec.encoded and stored_digest(frame) != table.stored_digest(index):
+            return table.chunk_offset(index)
+        try:
+            chunk = decoder.decode(frame, table.chunk_length(index))
+        except CorruptError:
+            return table.chunk_offset(index)
+        if chunk_digest(chunk) != table.digest(index):
+            return table.chunk_offset(index)
+    trailer = b"".join(codec.trailer(table.stored_lengths(), table.chunk_lengths()))
+    return None if stream[offsets[-1] :] == trailer else -1
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_flipped_byte_of_a_stream_is_found_at_its_disk_offset(name: str) -> None:
+    codec = codec_for(name)
+    disk = (b"some text, again and again. " * 200)[:5000]
+    stream, table = encode_disk(codec, disk, chunk=2048)
+    assert first_damage(codec, stream, table) is None
+    offsets = table.stored_offsets()
+    damaged = bytearray(stream)
+    for at in range(len(stream)):
+        damaged[at] ^= 1 << at % 8
+        index = sum(at >= end for end in offsets[1:])
+        assert first_damage(codec, bytes(damaged), table) == (index * 2048 if index < table.count else -1), at
+        damaged[at] = stream[at]
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_frame_alone_shows_almost_every_flip_even_without_its_stored_digest(name: str) -> None:
+    """zstd's content checksum and gzip's CRC: nobody needs diskhaul to notice damage. (Bits that decoders ignore excepted.)"""
+    codec = codec_for(name)
+    chunk = b"some text, again and again. " * 50
+    frame = bytearray(codec.encoder().encode(memoryview(chunk)))
+    decoder = codec.decoder()
+    for at in range(len(frame)):
+        for bit in range(8):
+            frame[at] ^= 1 << bit
+            try:
+                assert decoder.decode(bytes(frame), len(chunk)) == chunk
+            except CorruptError:
+                pass
+            frame[at] ^= 1 << bit
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_stream_that_was_cut_lengthened_or_rearranged_is_found(name: str) -> None:
+    codec = codec_for(name)
+    disk = random.Random(5).randbytes(4 * CHUNK)
+    stream, table = encode_disk(codec, disk)
+    offsets = table.stored_offsets()
+    frames = [stream[offsets[index] : offsets[index + 1]] for index in range(table.count)]
+    trailer = stream[offsets[-1] :]
+    assert len(set(map(len, frames))) == 1  # so that only digests can tell
+    assert first_damage(codec, b"".join([frames[0], frames[2], frames[1], frames[3], trailer]), table) == CHUNK
+    assert first_damage(codec, b"".join([frames[0], frames[0], frames[2], frames[3], trailer]), table) == CHUNK
+    assert first_damage(codec, b"".join([*frames, frames[3], trailer]), table) == -1
+    assert first_damage(codec, b"".join([*frames[:3], trailer]), table) == -1
+    assert first_damage(codec, b"".join(frames[:3]), table) == -1
+    assert first_damage(codec, stream + b"\0", table) == -1
+    assert first_damage(codec, stream[:-1], table) == -1
+    assert first_damage(codec, stream + SKIPPABLE, table) == -1
+    if codec.encoded:
+        assert first_damage(codec, frames[0] + SKIPPABLE + b"".join(frames[1:]) + trailer, table) == -1
+
+
+def test_stock_zstd_calls_a_stream_cut_at_a_frame_boundary_fine(tmp_path: Path, requires: Requires) -> None:
+    """Why lengths are compared with the chunk table at all."""
+    requires("zstd")
+    codec = codec_for("zstd")
+    stream, table = encode_disk(codec, disk_bytes(4 * CHUNK))
+    cut = stream[: table.stored_offsets()[2]]
+    path = tmp_path / "cut.zst"
+    path.write_bytes(cut)
+    subprocess.run(["zstd", "-tq", path], check=True)
+    assert first_damage(codec, cut, table) == -1
