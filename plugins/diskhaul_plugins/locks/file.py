@@ -419,7 +419,7 @@ class FileLocks(Locks):
         told: set[str],
     ) -> bool:
         """Wait until nothing in `ahead` conflicts; False when our own record was taken away meanwhile."""
-        poll_s = _FIRST_POLL_S
+        poll_s, before = _FIRST_POLL_S, len(ahead)
         while True:
             ahead = [record for record in ahead if watch.look(record.path, waiting=True) is not None]
             # Ours is looked at after the others: had it been taken away before, those behind us might already hold the lock.
@@ -437,6 +437,8 @@ class FileLocks(Locks):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LockTimeoutError(request.name, "; ".join(holders.values()), time.monotonic() - started)
+            if len(ahead) < before:  # the queue moves: look closely again
+                poll_s, before = _FIRST_POLL_S, len(ahead)
             time.sleep(min(poll_s, left))
             poll_s = min(poll_s * 1.5, _LAST_POLL_S, self._lease_s / 10)
 
