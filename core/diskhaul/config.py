@@ -80,7 +80,7 @@ def load_cluster(path: Path | str) -> Cluster:
 
 
 def _read(file: Path) -> bytes:
-    """The bytes of `file`, taken through one descriptor, so that what was judged is what is read."""
+    """The bytes of `file`, which must be a regular one that only trusted users can change."""
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its other end.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -91,19 +91,21 @@ def _read(file: Path) -> bytes:
     except OSError as error:
         reason = "is not readable for this user" if error.errno == errno.EACCES else os.strerror(error.errno or 0)
         raise ConfigurationError(f"{file}: cannot be opened: {reason}") from error
-    with open(descriptor, "rb") as opened:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise ConfigurationError(f"{file}: is a directory; give the file in it: {file / 'cluster.toml'}")
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"{file}: is not a regular file")
+            raise ConfigurationError(f"{file}: is not a regular file; give one")
         problem = tampering_problem(file)
         if problem:
             raise ConfigurationError(f"{file}: is not trusted: {problem}")
-        try:
+        with open(descriptor, "rb", closefd=False) as opened:
             content = opened.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ConfigurationError(f"{file}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{file}: is larger than {MAX_FILE_BYTES >> 20} MiB; that is no configuration")
     return content

@@ -120,7 +120,7 @@ def _take(directory: Path) -> None:
         if not directory.is_dir():
             raise RefusedError(f"{directory} is not a directory; name a directory that does not exist yet") from None
         try:
-            used = any(os.scandir(directory))
+            used = bool(os.listdir(directory))
         except OSError as error:
             raise RefusedError(f"{directory} cannot be looked into: {os.strerror(error.errno or 0)}") from error
         if used:

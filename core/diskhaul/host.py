@@ -213,8 +213,9 @@ class PluginHost:
             problems = self._hook_problems(plugin)
         if version != api.API_VERSION:
             newer = "diskhaul" if isinstance(version, int) and version > api.API_VERSION else "the plugin"
+            built_for = version if isinstance(version, int) else printable(str(version))
             raise IncompatiblePluginError(
-                f"{entry} is for plugin API {printable(str(version))}, and this diskhaul has {api.API_VERSION}; "
+                f"{entry} is for plugin API {built_for}, and this diskhaul has {api.API_VERSION}; "
                 f"update {newer}, or leave it out with {DISABLE_VARIABLE}={unique}"
             )
         if problems:
