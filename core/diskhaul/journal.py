@@ -124,7 +124,9 @@ class Journal:
                 operation=operation,
                 instance=of,
                 started=started,
-                notes=tuple(Note(note_id=i, kind=kind, data=json.loads(data)) for i, owner, kind, data in notes if owner == run_id),
+                notes=tuple(
+                    Note(note_id=i, kind=kind, data=json.loads(data)) for i, owner, kind, data in notes if owner == run_id
+                ),
             )
             for run_id, operation, of, started in runs
         ]

@@ -35,6 +35,7 @@ class ExportOptions:
         threads: worker threads for all disks together; 0 = one per CPU, at most 8.
         lock_timeout_s: how long to wait for locks, seconds.
         hook_timeout_s: limit for one hook script, seconds.
+        stall_timeout_s: a transfer in which nothing moves for so long fails, seconds.
         dry_run: stop after the pre hook scripts and say what would be done.
     """
 
@@ -54,6 +55,7 @@ class ExportOptions:
     threads: int = 0
     lock_timeout_s: float = 3600.0
     hook_timeout_s: float = 60.0
+    stall_timeout_s: float = 600.0
     dry_run: bool = False
 
 
@@ -64,7 +66,7 @@ class ImportOptions:
     Attributes:
         force: overwrite disks that exist.
         grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
-        threads, lock_timeout_s: as in `ExportOptions`.
+        threads, lock_timeout_s, hook_timeout_s, stall_timeout_s: as in `ExportOptions`.
         dry_run: check everything and write nothing.
     """
 
@@ -73,12 +75,13 @@ class ImportOptions:
     threads: int = 0
     lock_timeout_s: float = 3600.0
     hook_timeout_s: float = 60.0
+    stall_timeout_s: float = 600.0
     dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepPolicy:
-    """Which exports ``prune`` and the ``keep`` clean-up keep; 0 keeps none for that reason. Periods are UTC; weeks are ISO weeks."""
+    """Which exports ``prune`` and the ``keep`` clean-up keep; 0 keeps none for that reason. Periods are UTC, weeks ISO."""
 
     last: int = 0
     daily: int = 0

@@ -233,3 +233,11 @@ class RecoverResult:
     @property
     def exit_code(self) -> int:
         return 4 if self.incomplete else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportDetails:
+    """One export in full. `manifest` is its manifest as plain data, {} when it has no valid one."""
+
+    record: ExportRecord
+    manifest: Mapping[str, object]

@@ -1,0 +1,301 @@
+"""The life of an operation.
+
+Every operation goes through the same steps in the same order, named as in Ganeti's logical units: `check_arguments`,
+`expand_names`, `declare_locks` and the locks, `check_prerequisites`, the pre hook scripts, `execute`, the post hook scripts, and
+the locks' release. Only `execute` may touch an instance.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from ..api import HeldLock, LockMode
+from ..cancellation import CancellationToken, run_shielded
+from ..errors import RefusedError
+from ..events import LockWaiting
+from ..feedback import EventListener, Feedback
+from ..host import PluginHost
+from ..journal import Journal
+from ..model import Cluster
+
+R = TypeVar("R")
+
+
+class LockLevel(IntEnum):
+    """Locks are taken level by level in this order, and by name inside a level, so that operations can never deadlock."""
+
+    CLUSTER = 1
+    INSTANCE = 2
+    NODE = 3
+    EXPORT = 4
+    """A single export, by its id: shared by those who read it, exclusive for those who remove it."""
+
+
+class RunContext:
+    """What an operation works with: the cluster, the plugins, and the run it is.
+
+    Attributes:
+        run_id: uuid of this run.
+        owner: one line that says who holds this run's locks.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        plugins: Sequence[object] = (),
+        on_event: EventListener | None = None,
+        token: CancellationToken | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.run_id = str(uuid.uuid4())
+        self.token = token or CancellationToken()
+        self.host = PluginHost(cluster, plugins, on_warning=lambda message: self.feedback.warn(message))
+        self.feedback = Feedback(self.run_id, self.host, on_event)
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.cluster.state_dir)
+
+    def owner(self, doing: str) -> str:
+        return f"{doing} (run {self.run_id[:8]}, process {os.getpid()} on {socket.gethostname()})"
+
+
+class LockSet:
+    """The locks of one run. Released by `release`, last taken first."""
+
+    def __init__(self, context: RunContext, doing: str) -> None:
+        self._context = context
+        self._owner = context.owner(doing)
+        self._held: list[tuple[str, HeldLock]] = []
+
+    def acquire(self, level: LockLevel, wanted: Mapping[str, LockMode], deadline_s: float) -> ExitStack:
+        """Take all of `wanted`, sorted by name, within `deadline_s` seconds together; return a stack that releases just these.
+
+        Raises:
+            LockTimeoutError, LockError, InterruptedRunError: none of `wanted` is held then.
+        """
+        locks = self._context.host.locks()
+        until = time.monotonic() + deadline_s
+        stack = ExitStack()
+        with ExitStack() as undo:
+            undo.push(stack)
+            for name in sorted(wanted):
+                full_name = f"{level.name.lower()}/{name}"
+
+                def on_wait(holder: str, full_name: str = full_name) -> None:
+                    self._context.feedback.emit(LockWaiting(lock=full_name, holder=holder))
+
+                held = locks.acquire(
+                    full_name,
+                    wanted[name],
+                    owner=self._owner,
+                    deadline_s=max(0.0, until - time.monotonic()),
+                    on_wait=on_wait,
+                    cancelled=lambda: self._context.token.cancelled,
+                )
+                entry = (full_name, held)
+                self._held.append(entry)
+                stack.callback(self._release, entry)
+            undo.pop_all()
+        return stack
+
+    def _release(self, entry: tuple[str, HeldLock]) -> None:
+        if entry in self._held:
+            self._held.remove(entry)
+            try:
+                entry[1].release()
+            except Exception as error:  # the work is done; a lock that cannot be given back expires by its lease
+                self._context.feedback.warn(f"lock {entry[0]} could not be released: {error}; it expires by itself")
+
+    def check(self) -> None:
+        """Raise `LockLostError` unless every lock of this run is still held (asked of the lock service)."""
+        for _, held in self._held:
+            held.check()
+
+    def release(self) -> None:
+        for entry in reversed(self._held.copy()):
+            self._release(entry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds an operation waits: for all locks of one level, and for one hook script."""
+
+    lock_s: float = 3600.0
+    hook_s: float = 60.0
+
+
+class Operation(Generic[R]):
+    """Base of all operations; subclasses fill in the steps they need.
+
+    Attributes:
+        name: what messages and the journal call it.
+        hooks_name: the directory prefix of its hook scripts ("instance-export"), or "" for none.
+        locks: what this run holds.
+    """
+
+    name: ClassVar[str] = ""
+    hooks_name: ClassVar[str] = ""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.cluster = context.cluster
+        self.host = context.host
+        self.feedback = context.feedback
+        self.token = context.token
+        self.timeouts = Timeouts()
+        self.dry_run = False
+        self.locks = LockSet(context, self.name)
+
+    # --- the steps, in order ----------------------------------------------------------------------------------------
+
+    def check_arguments(self) -> None:
+        """Reject contradictory options before anything is looked up."""
+
+    def expand_names(self) -> None:
+        """Turn short names into full ones."""
+
+    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
+        """Say which locks of `level` are needed; the levels above are held by now."""
+        return {}
+
+    def check_prerequisites(self) -> None:
+        """Read state under the locks; every refusal happens here or earlier."""
+
+    def build_hooks_env(self) -> dict[str, str]:
+        """What hook scripts see, without the ``DISKHAUL_`` prefix."""
+        return {}
+
+    def build_hooks_nodes(self) -> list[str]:
+        """On which nodes hook scripts run."""
+        return []
+
+    def execute(self, feedback: Feedback) -> R:
+        """Do the work."""
+        raise NotImplementedError
+
+    def dry_run_result(self) -> R:
+        """What `run` answers instead of executing."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What this run is doing, for those who wait for its locks."""
+        return self.name
+
+    # --- the life ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> R:
+        """Live the life described above. Ctrl-C cancels and never tears (`run_shielded`).
+
+        Raises:
+            DiskhaulError: see `diskhaul.errors`; RefusedError and LockTimeoutError mean that nothing was touched.
+        """
+        return run_shielded(self._live, self.token)
+
+    def _live(self) -> R:
+        self.check_arguments()
+        self.expand_names()
+        self.locks = LockSet(self.context, self.describe())
+        with ExitStack() as stack:
+            stack.callback(self.locks.release)
+            self._take_locks()
+            self.token.raise_if_cancelled()
+            with self.feedback.stage("prerequisites"):
+                self.check_prerequisites()
+            environment = self._hooks_environment()
+            self._run_pre_hooks(environment)
+            self.token.raise_if_cancelled()
+            if self.dry_run:
+                return self.dry_run_result()
+            result = self.execute(self.feedback)
+            self._run_post_hooks(environment)
+            return result
+
+    def _take_locks(self) -> None:
+        wanted_anything = False
+        for level in LockLevel:
+            wanted = self.declare_locks(level)
+            if not wanted:
+                continue
+            if not wanted_anything:
+                _ = self.context.journal  # makes the state directory, which locks may lie in too
+                problems = list(self.host.locks().check())
+                if problems:
+                    raise RefusedError(problems)
+                wanted_anything = True
+            with self.feedback.stage("locks", f"{level.name.lower()}: {', '.join(sorted(wanted))}"):
+                self.locks.acquire(level, wanted, self.timeouts.lock_s)
+
+    # --- hook scripts -----------------------------------------------------------------------------------------------
+
+    def _hooks_environment(self) -> dict[str, str]:
+        if not self.hooks_name or self.cluster.hook_dir is None:
+            return {}
+        return self.build_hooks_env()
+
+    def _run_pre_hooks(self, environment: Mapping[str, str]) -> None:
+        if not self.hooks_name or self.cluster.hook_dir is None:
+            return
+        with self.feedback.stage("pre hooks"):
+            self._run_hooks("pre", environment)
+
+    def _run_post_hooks(self, environment: Mapping[str, str]) -> None:
+        """Post scripts see what held before, and under ``POST_`` what holds now; their failures are warnings."""
+        if not self.hooks_name or self.cluster.hook_dir is None:
+            return
+        with self.feedback.stage("post hooks"):
+            try:
+                after = {f"POST_{name}": value for name, value in self.build_hooks_env().items()}
+                self._run_hooks("post", {**environment, **after})
+            except Exception as error:  # the work is done and stays done
+                self.feedback.warn(f"post hook scripts: {error}")
+
+    def _run_hooks(self, phase: Literal["pre", "post"], environment: Mapping[str, str]) -> None:
+        from ..hook_scripts import run_hooks
+
+        assert self.cluster.hook_dir is not None
+        basic = {
+            "HOOKS_PHASE": phase,
+            "HOOKS_VERSION": "1",
+            "HOOKS_PATH": self.hooks_name,
+            "OP_CODE": self.name,
+            "CLUSTER": self.cluster.name,
+            "MASTER": self.cluster.master,
+            "RUN_ID": self.context.run_id,
+        }
+        results = run_hooks(
+            self.cluster.hook_dir,
+            phase,
+            self.hooks_name,
+            environment={**basic, **environment},
+            nodes=self.build_hooks_nodes(),
+            timeout_s=self.timeouts.hook_s,
+            cancelled=lambda: self.token.cancelled,
+        )
+        for result in results:
+            if result.problem:
+                self.feedback.warn(result.problem)
+
+
+def refuse_together(*steps: Any) -> None:
+    """Call `steps` one after the other and raise all their refusals as one `RefusedError` (a single one as it is)."""
+    errors: list[RefusedError] = []
+    for step in steps:
+        try:
+            step()
+        except RefusedError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise RefusedError([problem for error in errors for problem in error.problems])

@@ -1,0 +1,210 @@
+"""Which exports lie where: over nodes, read from their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TypeVar
+
+from ..api import ExportReader, ExportStore, Transfer
+from ..errors import DiskhaulError, RefusedError, StorageError, UnknownNameError, UnreachableNodeError
+from ..formats.chunk_table import ChunkTable
+from ..formats.corruption import CorruptError
+from ..formats.export_id import created_at, is_export_id
+from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ..host import PluginHost
+from ..model import Node
+from ..names import expand_name, name_problem
+from ..records import ExportRecord, ListResult
+
+T = TypeVar("T")
+_PARALLEL_NODES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ExportName:
+    """``INSTANCE[@ID]`` as a user writes it. `export_id` is "" for "the newest valid one"."""
+
+    instance: str
+    export_id: str = ""
+
+
+def parse_export_name(text: str) -> ExportName:
+    """Split ``INSTANCE[@ID]``.
+
+    Raises:
+        RefusedError: either part is not a legal name.
+    """
+    instance, at, export_id = text.partition("@")
+    problem = name_problem("instance", instance)
+    if problem:
+        raise RefusedError(problem)
+    if at and not is_export_id(export_id):
+        raise RefusedError(f"export id {export_id!a} is not one: ids look like 20261122T103308Z-1a2b3c4d (see 'diskhaul list')")
+    return ExportName(instance, export_id)
+
+
+def on_node(host: PluginHost, node: Node, function: Callable[..., T], *arguments: object) -> T:
+    """Run ``function(store, *arguments)`` on `node`, where ``store`` is its export store.
+
+    Raises:
+        UnreachableNodeError: the node is offline, does not answer, or its export directory is not there.
+    """
+    if node.offline:
+        raise UnreachableNodeError(node.name, f"node {node.name} is marked offline in the configuration")
+    answer: T = host.engine().run(node, _with_store, host.transfer(), node, function, *arguments)
+    return answer
+
+
+def _with_store(transfer: Transfer, node: Node, function: Callable[..., T], *arguments: object) -> T:
+    return function(transfer.store(node), *arguments)
+
+
+class Catalog:
+    """The exports of several nodes."""
+
+    def __init__(self, host: PluginHost, nodes: Iterable[Node]) -> None:
+        self._host = host
+        self._nodes = list(nodes)
+
+    def list(self, instance: str | None = None) -> ListResult:
+        """All exports of `instance`, or of every instance; invalid ones too, with their problem. Oldest first.
+
+        An export that several nodes reach (they mount the same directory) is listed once.
+        """
+        found: dict[tuple[str, str, str], ExportRecord] = {}
+        unreachable: list[str] = []
+        with ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
+            asked = [(node, pool.submit(on_node, self._host, node, _store_records, node.name, instance)) for node in self._nodes]
+            for node, answer in asked:
+                try:
+                    for record in answer.result():
+                        found.setdefault((record.store, record.instance, record.export_id), record)
+                except (DiskhaulError, OSError) as error:
+                    text = str(error)
+                    unreachable.append(text if node.name in text else f"node {node.name}: {text}")
+        ordered = sorted(found.values(), key=lambda record: (record.instance, record.export_id, record.node))
+        return ListResult(exports=tuple(ordered), unreachable=tuple(unreachable))
+
+    def instances(self) -> set[str]:
+        """Full names of instances that have a directory on some node that answers."""
+        names: set[str] = set()
+        for node in self._nodes:
+            try:
+                names.update(on_node(self._host, node, _store_instances))
+            except (DiskhaulError, OSError):
+                continue  # `list` names the nodes that do not answer
+        return names
+
+    def expand_instance(self, name: str, known: Iterable[str]) -> str:
+        """Full name of an instance that is configured (`known`) or has exports."""
+        return expand_name("instance", name, {*known, *self.instances()})
+
+    def find(self, name: ExportName) -> ExportRecord:
+        """The export `name`, or the newest valid one of the instance (whose name must be full).
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        listed = self.list(name.instance)
+        hint = f" ({'; '.join(listed.unreachable)})" if listed.unreachable else ""
+        if name.export_id:
+            for record in listed.exports:
+                if record.export_id == name.export_id:
+                    return record
+            ids = ", ".join(record.export_id for record in listed.exports[-3:]) or "no export"
+            message = f"export {name.export_id!r} of {name.instance} does not exist; there is {ids}{hint}"
+            raise UnknownNameError("export", f"{name.instance}@{name.export_id}", message)
+        valid = [record for record in listed.exports if record.valid]
+        if not valid:
+            broken = f"; {len(listed.exports)} that are not valid" if listed.exports else ""
+            raise UnknownNameError("export", name.instance, f"{name.instance} has no valid export{broken}{hint}")
+        return valid[-1]
+
+
+def _store_instances(store: ExportStore) -> Sequence[str]:
+    return store.instances()
+
+
+def _store_records(store: ExportStore, node: str, instance: str | None) -> list[ExportRecord]:
+    instances = [instance] if instance is not None else list(store.instances())
+    return [_record(store, node, name, export_id) for name in instances for export_id in store.exports(name)]
+
+
+def _record(store: ExportStore, node: str, instance: str, export_id: str) -> ExportRecord:
+    blank = ExportRecord(
+        export_id=export_id, instance=instance, node=node, store=store.identity, path="", created=created_at(export_id)
+    )
+    try:
+        reader = store.open(instance, export_id)
+        blank = replace(blank, path=reader.location)
+        manifest = read_valid_manifest(reader)
+        if (manifest.export_id, manifest.instance["name"]) != (export_id, instance):
+            raise CorruptError(f"its manifest is that of {manifest.instance['name']}@{manifest.export_id}")
+    except CorruptError as corrupt:
+        return replace(blank, problem=corrupt.problem)
+    except StorageError as error:
+        return replace(blank, problem=str(error))
+    return record_of(manifest, node=node, store=store.identity, path=reader.location)
+
+
+def record_of(manifest: Manifest, *, node: str, store: str, path: str) -> ExportRecord:
+    """The record of a valid export."""
+    return ExportRecord(
+        export_id=manifest.export_id,
+        instance=manifest.instance["name"],
+        node=node,
+        store=store,
+        path=path,
+        created=datetime.fromisoformat(manifest.created),
+        layout=manifest.layout,
+        compress=str(manifest.options.get("compress", "")),
+        consistency=manifest.consistency,
+        disk_count=len(manifest.disks),
+        disk_bytes=sum(disk.size for disk in manifest.disks),
+        stored_bytes=sum(disk.stored_size for disk in manifest.disks),
+    )
+
+
+def read_valid_manifest(reader: ExportReader) -> Manifest:
+    """Read an export's manifest and check that exactly its files are there, in their sizes. Contents are `verify`'s.
+
+    Raises:
+        CorruptError: this is not a valid export.
+        StorageError: it cannot be read.
+    """
+    manifest = read_manifest(reader)
+    check_files(reader, manifest)
+    return manifest
+
+
+def check_files(reader: ExportReader, manifest: Manifest) -> None:
+    """Raise `CorruptError` unless the export holds exactly what its manifest lists, each file in its size."""
+    expected = {MANIFEST_NAME, *manifest.other_files}
+    for disk in manifest.disks:
+        expected |= {disk.file, disk.chunks_file}
+    present = set(reader.names())
+    if missing := sorted(expected - present):
+        raise CorruptError(f"{', '.join(missing)} missing")
+    if extra := sorted(present - expected):
+        raise CorruptError(f"{', '.join(ascii(name) for name in extra[:5])} does not belong to it")
+    for disk in manifest.disks:
+        table_size = ChunkTable.stored_size(disk.chunk_count, encoded=disk.stored_root != "")
+        for name, size in ((disk.file, disk.stored_size), (disk.chunks_file, table_size)):
+            file = reader.open(name)
+            try:
+                if file.size != size:
+                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}")
+            finally:
+                file.close()
+
+
+def open_record(host: PluginHost, node: Node, record: ExportRecord) -> ExportReader:
+    """Open an export that was listed."""
+    return on_node(host, node, _open, record.instance, record.export_id)
+
+
+def _open(store: ExportStore, instance: str, export_id: str) -> ExportReader:
+    return store.open(instance, export_id)

@@ -1,0 +1,383 @@
+"""Exporting an instance: the operation, its refusals, and its plan. The work itself is `export_run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Literal
+
+from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage
+from ..errors import DiskhaulError, RefusedError
+from ..feedback import Feedback
+from ..formats.codec import parse_compress
+from ..model import Disk, Instance, Node
+from ..names import expand_name, name_problem
+from ..option_checks import option_problems
+from ..options import ExportOptions
+from ..pipeline.source import Source
+from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
+from .base import LockLevel, Operation, RunContext, Timeouts
+from .catalog import Catalog, on_node
+from .export_run import ExportRun
+from .guest import GuestKeeper
+from .instance_env import instance_environment
+from .planning import estimate_disk, same_place_problems
+from .recover import owes_start, recover_runs
+from .snapshots import SnapshotSet
+
+Downtime = Literal["none", "snapshot", "transfer"]
+
+
+class ExportOperation(Operation[ExportResult]):
+    """Exports one instance to one node.
+
+    Raises (from `run`):
+        RefusedError: every reason found, together; nothing was touched.
+        LockTimeoutError: somebody else works on the instance.
+        OperationFailedError: the guest's state and earlier exports are as before; `result` has the per-disk results.
+        InterruptedRunError: cancelled; likewise as before.
+    """
+
+    name = "export"
+    hooks_name = "instance-export"
+
+    def __init__(self, context: RunContext, instance: str, node: str, options: ExportOptions) -> None:
+        super().__init__(context)
+        self.options = options
+        self.timeouts = Timeouts(lock_s=options.lock_timeout_s, hook_s=options.hook_timeout_s)
+        self.dry_run = options.dry_run
+        self._asked_instance, self._asked_node = instance, node
+        self.snapshot_backends: dict[int, tuple[str, Snapshots]] = {}
+        self.running = False
+        self.instance: Instance
+        self.source: Node
+        self.target: Node
+        self.runtime: Runtime
+        self.plan: Plan
+
+    def describe(self) -> str:
+        return f"export of {self.instance.name} to {self.target.name}"
+
+    # --- before anything is touched ---------------------------------------------------------------------------------
+
+    def check_arguments(self) -> None:
+        problems = [
+            problem
+            for problem in (name_problem("instance", self._asked_instance), name_problem("node", self._asked_node))
+            if problem
+        ]
+        problems += option_problems(self.options)
+        allowed = self.cluster.compression
+        compressor = self.options.compress.partition(":")[0]
+        if compressor in ("none", "zstd", "gzip") and compressor not in allowed:
+            problems.append(f"compress {self.options.compress}: cluster {self.cluster.name} allows {', '.join(allowed)}")
+        if problems:
+            raise RefusedError(problems)
+
+    def expand_names(self) -> None:
+        inventory = self.host.inventory()
+        instances, nodes = inventory.instances(), inventory.nodes()
+        problems: list[RefusedError] = []
+        found: dict[str, str] = {}
+        for kind, asked, known in (("instance", self._asked_instance, instances), ("node", self._asked_node, nodes)):
+            try:
+                found[kind] = expand_name(kind, asked, known)
+            except RefusedError as error:
+                problems.append(error)
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            raise RefusedError([line for problem in problems for line in problem.problems])
+        self.instance = instances[found["instance"]]
+        self.target = nodes[found["node"]]
+        if self.instance.node not in nodes:
+            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
+        self.source = nodes[self.instance.node]
+
+    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
+        if level is LockLevel.CLUSTER:
+            return {self.cluster.name: LockMode.SHARED}
+        if level is LockLevel.INSTANCE:
+            return {self.instance.name: LockMode.EXCLUSIVE}
+        if level is LockLevel.NODE:
+            return dict.fromkeys((self.source.name, self.target.name), LockMode.SHARED)
+        return {}
+
+    def check_prerequisites(self) -> None:
+        """Find every reason to refuse, and make the plan."""
+        problems: list[str] = []
+        problems += self._node_problems()
+        problems += self._guest_problems()
+        sources = self._open_disks(problems)
+        free = self._target_problems(problems)
+        problems += self._snapshot_problems()
+        problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
+        problems += self._hook_script_problems()
+        try:
+            if problems:
+                raise RefusedError(problems)
+            self.plan = self._make_plan(sources, free)
+        finally:
+            for source in sources.values():
+                source.close()
+        estimate = sum(disk.stored_bytes for disk in self.plan.disks)
+        if free is not None and estimate > free:
+            problems.append(
+                f"node {self.target.name} has {_mib(free)} free and the export needs about {_mib(estimate)}: "
+                "make room, or choose another node or a stronger --compress"
+            )
+        problems += self.host.prerequisites(self.plan)
+        if problems:
+            raise RefusedError(problems)
+
+    def _node_problems(self) -> list[str]:
+        problems = []
+        if self.source.offline:
+            problems.append(f"node {self.source.name}, where {self.instance.name} lives, is marked offline")
+        if self.target.offline:
+            problems.append(f"node {self.target.name} is marked offline: choose another target")
+        if self.target.drained:
+            problems.append(f"node {self.target.name} is drained and takes no exports: choose another target")
+        return problems
+
+    def _guest_problems(self) -> list[str]:
+        instance, options = self.instance, self.options
+        try:
+            self.runtime = self.host.runtime(instance.runtime)
+            problems = list(self.runtime.check(instance))
+            if problems:
+                return problems
+            keeper = GuestKeeper(self.runtime, instance, self.context.journal, self.context.run_id, self.feedback)
+            # A dead run may have left the guest stopped; it will be started again before anything else happens.
+            self.running = keeper.is_running() or owes_start(self.context, instance.name)
+        except RefusedError as error:
+            return list(error.problems)
+        except DiskhaulError as error:
+            return [str(error)]
+        if options.remove_instance and self.running and not options.shutdown:
+            return [f"{instance.name} is running: it cannot be removed with --no-shutdown; stop it or leave the option out"]
+        return []
+
+    def _open_disks(self, problems: list[str]) -> dict[int, Source]:
+        """Open every disk for a look; add what is wrong to `problems`."""
+        sources: dict[int, Source] = {}
+        if not self.instance.disks:
+            problems.append(f"{self.instance.name} has no disks: there is nothing to export")
+        places: dict[str, str] = {}
+        for disk in self.instance.disks:
+            try:
+                storage = self.host.storage(disk.storage)
+                wrong = list(storage.check(disk))
+                if not wrong:
+                    sources[disk.index] = source = open_source(storage, disk)
+                    wrong += size_problems(disk, source)
+                place = storage.location(disk)
+                if place and place in places:
+                    wrong.append(f"{disk.label} is the same as {places[place]}")
+                places[place] = disk.label
+            except RefusedError as error:
+                wrong = list(error.problems)
+            except Exception as error:  # a plugin may raise anything
+                wrong = [f"{disk.label}: {error}"]
+            problems += [line if line.startswith(f"disk {disk.index}") else f"{disk.label}: {line}" for line in wrong]
+        return sources
+
+    def _target_problems(self, problems: list[str]) -> int | None:
+        """Add what is wrong with the target to `problems`; return its free space."""
+        if self.target.offline:
+            return None
+        try:
+            found, free = on_node(self.host, self.target, _store_facts, self.instance.name)
+        except (DiskhaulError, OSError) as error:
+            problems.append(str(error))
+            return None
+        problems += found
+        return free
+
+    def _snapshot_problems(self) -> list[str]:
+        """Choose a snapshot backend for every disk of a running guest; say why the export cannot go on without."""
+        if not self.running or self.options.remove_instance:
+            return []
+        reasons: list[str] = []
+        for disk in self.instance.disks:
+            try:
+                choice = self.host.snapshots_for(disk)
+            except RefusedError as error:
+                return list(error.problems)
+            if choice.backend is None:
+                reasons.append(f"{disk.label}: {'; '.join(choice.reasons) or 'no snapshot backend is installed'}")
+            else:
+                self.snapshot_backends[disk.index] = (choice.name, choice.backend)
+        self.snapshot_reasons = tuple(reasons)
+        if not reasons or (self.options.shutdown and self.options.long_sleep):
+            return []
+        if not self.options.shutdown:
+            return [f"live export needs a snapshot of every disk: {'; '.join(reasons)}"]
+        reason = f"no snapshot is possible, so the guest would be down while its disks are sent: {'; '.join(reasons)}"
+        return [f"{reason}; say --long-sleep if it may be"]
+
+    def _hook_script_problems(self) -> list[str]:
+        if self.cluster.hook_dir is None:
+            return []
+        from ..hook_scripts import hook_problems
+
+        return hook_problems(self.cluster.hook_dir, self.hooks_name)
+
+    # --- the plan ---------------------------------------------------------------------------------------------------
+
+    @property
+    def uses_snapshots(self) -> bool:
+        """True when the disks will be read from snapshots."""
+        disks = self.instance.disks
+        return self.running and not self.options.remove_instance and len(self.snapshot_backends) == len(disks)
+
+    @property
+    def downtime(self) -> Downtime:
+        """For how long the guest will be down."""
+        if not self.running or not self.options.shutdown:
+            return "none"
+        return "snapshot" if self.uses_snapshots else "transfer"
+
+    def _make_plan(self, sources: Mapping[int, Source], free: int | None) -> Plan:
+        compression = parse_compress(self.options.compress)
+        disks = []
+        for disk in self.instance.disks:
+            estimate = estimate_disk(sources[disk.index], compression, self.options.chunk_size)
+            disks.append(
+                PlannedDisk(
+                    index=disk.index,
+                    label=disk.label,
+                    size=estimate.size,
+                    data_bytes=estimate.data_bytes,
+                    hole_bytes=estimate.hole_bytes,
+                    stored_bytes=estimate.stored_bytes,
+                    snapshot=self.snapshot_backends[disk.index][0] if self.uses_snapshots else "",
+                )
+            )
+        return Plan(
+            operation=self.name,
+            run_id=self.context.run_id,
+            cluster=self.cluster.name,
+            instance=self.instance,
+            source=self.source,
+            target=self.target,
+            running=self.running,
+            downtime=self.downtime,
+            steps=tuple(self._steps()),
+            disks=tuple(disks),
+            free_bytes=free,
+            supersedes=self._expected_cleanup(),
+            options={field.name: getattr(self.options, field.name) for field in fields(self.options)},
+        )
+
+    def _steps(self) -> list[str]:
+        name, options = self.instance.name, self.options
+        backends = ", ".join(sorted({backend for backend, _ in self.snapshot_backends.values()}))
+        steps = []
+        if self.running and options.shutdown:
+            steps.append(f"stop {name}")
+        if self.uses_snapshots:
+            steps.append(f"snapshot its disks ({backends})")
+            if options.shutdown:
+                steps.append(f"start {name} again")
+        steps.append(f"send {len(self.instance.disks)} disk(s) to {self.target.name}, compress {options.compress}")
+        if self.downtime == "transfer" and not options.remove_instance:
+            steps.append(f"start {name} again")
+        if options.verify != "none":
+            steps.append("read back what was stored" + (" and decode it" if options.verify == "full" else ""))
+        steps.append("publish the export")
+        if options.remove_instance:
+            steps.append(f"remove {name}")
+        if options.verify == "none":
+            steps.append("keep earlier exports, since the new one is not read back")
+        else:
+            steps.append(f"clean up superseded exports ({self.cluster.backends.get('cleanup', 'others')})")
+        return steps
+
+    def _expected_cleanup(self) -> tuple[ExportRecord, ...]:
+        """What the clean-up policy would choose now, for the plan; the choice that counts is made after the export."""
+        if self.options.verify == "none":
+            return ()
+        from .cleanup import choose_superseded
+        from .export_run import imagined_record
+
+        listed = Catalog(self.host, self.host.inventory().nodes().values()).list(self.instance.name)
+        new = imagined_record(self.context.run_id, self.instance.name, self.target.name)
+        try:
+            return tuple(choose_superseded(self.host, new, listed.exports))
+        except Exception:  # a policy that fails is reported when it counts; a plan can do without
+            return ()
+
+    # --- hook scripts -----------------------------------------------------------------------------------------------
+
+    def build_hooks_env(self) -> dict[str, str]:
+        options = self.options
+        return {
+            **self.host.hook_environment(self.plan),
+            **instance_environment(
+                self.instance, running=self._running_now(), sizes={disk.index: disk.size for disk in self.plan.disks}
+            ),
+            "EXPORT_MODE": "local",
+            "EXPORT_NODE": self.target.name,
+            "EXPORT_DO_SHUTDOWN": str(options.shutdown),
+            "SHUTDOWN_TIMEOUT": f"{options.shutdown_timeout_s:g}",
+            "REMOVE_INSTANCE": str(options.remove_instance),
+        }
+
+    def _running_now(self) -> bool:
+        try:
+            return bool(self.runtime.is_running(self.instance))
+        except Exception:  # a removed instance has no state any more
+            return False
+
+    def build_hooks_nodes(self) -> list[str]:
+        names = (self.cluster.master, self.source.name, self.target.name)
+        return list(dict.fromkeys(name for name in names if name))
+
+    # --- the work ---------------------------------------------------------------------------------------------------
+
+    def dry_run_result(self) -> ExportResult:
+        return ExportResult(
+            run_id=self.context.run_id,
+            instance=self.instance.name,
+            node=self.target.name,
+            plan=self.plan,
+            warnings=tuple(self.feedback.warnings),
+        )
+
+    def execute(self, feedback: Feedback) -> ExportResult:
+        recover_runs(self, self.instance.name)
+        journal, run_id = self.context.journal, self.context.run_id
+        journal.begin(run_id, self.name, self.instance.name)
+        begun = time.monotonic()
+        try:
+            run = ExportRun(
+                self,
+                keeper=GuestKeeper(self.runtime, self.instance, journal, run_id, feedback),
+                snapshots=SnapshotSet(self.snapshot_backends, run_id, journal, feedback),
+            )
+            result = run.run()
+        finally:
+            journal.finish(run_id)
+            feedback.timings["total"] = time.monotonic() - begun
+        return result
+
+
+def open_source(storage: Storage, disk: Disk) -> Source:
+    """Open `disk` for reading; raises `StorageError`, or what the storage raises."""
+    return Source(storage.open(disk), disk.label)
+
+
+def size_problems(disk: Disk, source: Source) -> list[str]:
+    if disk.size is not None and disk.size != source.size:
+        return [f"{disk.label} has {source.size} bytes, and {disk.size} are configured; correct the one that is wrong"]
+    return []
+
+
+def _store_facts(store: ExportStore, instance: str) -> tuple[list[str], int | None]:
+    return list(store.check(instance, for_writing=True)), store.free_bytes()
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

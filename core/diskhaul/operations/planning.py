@@ -1,0 +1,137 @@
+"""Looks at disks before anything is touched: sizes, what is in them, how well it compresses, whether there is room."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api import Extent, ExtentKind
+from ..formats.chunk_table import effective_chunk_size
+from ..formats.codec import Compression, codec_for
+from ..model import Disk
+from ..pipeline.source import Source
+
+SAMPLES = 32
+SAMPLE_BYTES = 128 * 1024
+_MARGIN = 1.1  # samples are not the disk
+_CHUNK_OVERHEAD = 200  # a frame of zeros and its entries in the chunk and seek tables, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class DiskEstimate:
+    """What reading a disk would mean, in bytes. `stored_bytes` comes from samples."""
+
+    size: int
+    data_bytes: int
+    hole_bytes: int
+    stored_bytes: int
+
+
+def estimate_disk(source: Source, compression: Compression, chunk_size: int) -> DiskEstimate:
+    """Add up the extents and compress some samples of the data.
+
+    Raises:
+        StorageError: the disk cannot be read.
+    """
+    data = sum(extent.length for extent in source.extents() if extent.kind is ExtentKind.DATA)
+    chunks = -(-source.size // effective_chunk_size(source.size, chunk_size)) if source.size else 0
+    if compression.name == "none":
+        stored = data
+    else:
+        stored = int(data * min(1.0, _sampled_ratio(source, data, compression) * _MARGIN)) + chunks * _CHUNK_OVERHEAD
+    return DiskEstimate(source.size, data, source.size - data, stored)
+
+
+def _sampled_ratio(source: Source, data: int, compression: Compression) -> float:
+    encoder = codec_for(compression.name, compression.level).encoder()
+    buffer = bytearray(SAMPLE_BYTES)
+    sampled = encoded = 0
+    for offset, length in _sample_places(source.extents(), data):
+        view = memoryview(buffer)[:length]
+        source.fill(offset, view)
+        sampled += length
+        encoded += len(encoder.encode(view))
+    return encoded / sampled if sampled else 1.0
+
+
+def _sample_places(extents: Iterator[Extent], data: int) -> Iterator[tuple[int, int]]:
+    """Places spread evenly over the data, in one pass over the extents."""
+    step = max(data // SAMPLES, SAMPLE_BYTES)
+    wanted = 0  # how much data lies before the next sample
+    passed = 0
+    for extent in extents:
+        if extent.kind is not ExtentKind.DATA:
+            continue
+        while wanted < passed + extent.length:
+            offset = extent.offset + wanted - passed
+            yield offset, min(SAMPLE_BYTES, extent.end - offset)
+            wanted += step
+        passed += extent.length
+
+
+def same_place_problems(disks: Sequence[Disk], export_dir: Path, target: str) -> list[str]:
+    """Reasons why exporting `disks` to `export_dir` would write into what is being read."""
+    problems: list[str] = []
+    holders = _devices_under(export_dir)
+    directory = os.path.realpath(export_dir)
+    for disk in disks:
+        if disk.path is None:
+            continue
+        path = os.path.realpath(disk.path)
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue  # its storage says what is wrong with it
+        inside = f"{disk.label} would be exported into itself: node {target}'s export directory {export_dir} lies on it"
+        if path == directory or (
+            stat.S_ISBLK(found.st_mode) and f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" in holders
+        ):
+            problems.append(f"{inside}; choose another node")
+        elif path in holders:
+            problems.append(f"{inside} (loop device); choose another node")
+        elif stat.S_ISREG(found.st_mode) and os.path.commonpath([path, directory]) == directory:
+            problems.append(
+                f"{disk.label} lies inside node {target}'s export directory {export_dir}; choose another node or move the disk"
+            )
+    return problems
+
+
+def _devices_under(directory: Path) -> set[str]:
+    """What a directory's filesystem lies on: device numbers ("8:1"), the disks they are parts of, backing files of loops."""
+    found: set[str] = set()
+    try:
+        device = os.stat(directory).st_dev
+    except OSError:
+        return found
+    queue = [f"{os.major(device)}:{os.minor(device)}"]
+    while queue:
+        number = queue.pop()
+        if number in found:
+            continue
+        found.add(number)
+        entry = Path("/sys/dev/block") / number
+        try:
+            sysfs = entry.resolve(strict=True)
+        except OSError:
+            continue  # not a block device: a network or memory filesystem
+        backing = sysfs / "loop" / "backing_file"
+        if (sysfs / "partition").exists():
+            queue.append((sysfs.parent / "dev").read_text().strip())
+            backing = sysfs.parent / "loop" / "backing_file"
+        if backing.exists():
+            file = os.path.realpath(backing.read_text().strip())
+            found.add(file)
+            queue.append(_device_of(file))
+        queue += [(slave / "dev").read_text().strip() for slave in (sysfs / "slaves").glob("*") if (slave / "dev").exists()]
+    return found
+
+
+def _device_of(path: str) -> str:
+    try:
+        device = os.stat(path).st_dev
+    except OSError:
+        return ""
+    return f"{os.major(device)}:{os.minor(device)}"

@@ -1,0 +1,200 @@
+"""Finishing or rolling back what a run left that was killed: its guest, its snapshots, its unpublished export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..api import ExportStore, LockMode, Snapshot
+from ..errors import LockTimeoutError, OperationFailedError, RefusedError
+from ..events import ExportRemoved, GuestChanged
+from ..feedback import Feedback
+from ..journal import UnfinishedRun
+from ..names import expand_name, name_problem
+from ..records import RecoverResult
+from .base import LockLevel, Operation, RunContext, Timeouts
+from .catalog import on_node
+from .cleanup import REMOVAL
+from .disk_notes import disk_from_note
+from .guest import GuestKeeper, guest_call
+
+_ORDER = {"frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
+"""Guests first: they have been down, or frozen, since the run died."""
+
+
+def owes_start(context: RunContext, instance: str) -> bool:
+    """True when a run that is gone stopped the guest of `instance` and did not start it again. Needs the instance's lock."""
+    return any(note.kind == "guest" for run in context.journal.unfinished(instance) for note in run.notes)
+
+
+def recover_runs(operation: Operation[Any], instance: str) -> tuple[list[str], list[str]]:
+    """Undo what dead runs on `instance` left; return what was done and what could not be, one line each.
+
+    The caller holds the instance's exclusive lock, so whoever made the notes is dead or has lost its own.
+    """
+    context = operation.context
+    done: list[str] = []
+    incomplete: list[str] = []
+    for run in context.journal.unfinished(instance):
+        if run.operation == REMOVAL:
+            _recover_removal(operation, run, done, incomplete)
+        else:
+            _recover_run(context, run, done, incomplete)
+    for line in done:
+        context.feedback.warn(f"left by a run that was killed: {line}")
+    for line in incomplete:
+        context.feedback.warn(f"left by a run that was killed, and still to be done: {line}")
+    return done, incomplete
+
+
+def _recover_removal(operation: Operation[Any], run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
+    """Finish a removal, unless somebody is at it: removals hold the export's lock, not the instance's."""
+    exports = {note.data["export_id"]: LockMode.EXCLUSIVE for note in run.notes}
+    try:
+        with operation.locks.acquire(LockLevel.EXPORT, exports, 0.0):
+            for current in operation.context.journal.unfinished(run.instance):
+                if current.run_id == run.run_id:
+                    _recover_run(operation.context, current, done, incomplete)
+    except LockTimeoutError:
+        return
+
+
+def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
+    for note in sorted(run.notes, key=lambda note: (_ORDER.get(note.kind, 9), note.note_id)):
+        try:
+            done.append(_UNDO[note.kind](context, run, note.data))
+            context.journal.strike(note.note_id)
+        except Exception as error:  # whatever one note meets, the others are still to be done
+            incomplete.append(f"{run.instance}: {note.kind} of run {run.run_id[:8]}: {error}")
+    context.journal.finish(run.run_id)
+
+
+def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    instance = context.host.inventory().instances().get(data["instance"])
+    if instance is None:
+        return f"{data['instance']} is no longer configured, and was not started"
+    runtime = context.host.runtime(instance.runtime)
+    keeper = GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback)
+    if keeper.is_running():
+        return f"{instance.name} is running again"
+    guest_call("start it", instance, runtime.start, instance)
+    if not keeper.is_running():
+        raise OperationFailedError(f"{instance.name} was started, and is not running")
+    context.feedback.emit(GuestChanged(instance=instance.name, change="started"))
+    return f"{instance.name} was started again"
+
+
+def _thaw_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    instance = context.host.inventory().instances().get(data["instance"])
+    if instance is None:
+        return f"{data['instance']} is no longer configured, and was not thawed"
+    guest_call("thaw it", instance, context.host.runtime(instance.runtime).thaw, instance)
+    return f"{instance.name} was thawed"
+
+
+def _deactivate_disks(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    instance = context.host.inventory().instances().get(data["instance"])
+    if instance is None:
+        return f"{data['instance']} is no longer configured; its disks were not deactivated"
+    runtime = context.host.runtime(instance.runtime)
+    if guest_call("find out its state", instance, runtime.is_running, instance):
+        return f"{instance.name} is running; its disks stay active"
+    guest_call("deactivate its disks", instance, runtime.deactivate_disks, instance)
+    return f"the disks of {instance.name} were deactivated"
+
+
+def _remove_snapshot(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    snapshot = Snapshot(
+        backend=data["backend"], disk=disk_from_note(data["disk"]), run_id=run.run_id, reference=data["reference"]
+    )
+    backend = context.host.snapshots(snapshot.backend)
+    backend.remove(snapshot)
+    if backend.exists(snapshot):
+        raise OperationFailedError(f"snapshot {snapshot.reference} is still there")
+    return f"snapshot {snapshot.reference} was removed"
+
+
+def _remove_partial(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    instance, export_id = data["instance"], data["export_id"]
+    _on_named_node(context, data["node"], _drop_partial, instance, export_id)
+    return f"the unfinished export {instance}@{export_id} on {data['node']} was removed"
+
+
+def _finish_removal(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    instance, export_id = data["instance"], data["export_id"]
+    _on_named_node(context, data["node"], _drop_removed, instance, export_id)
+    context.feedback.emit(
+        ExportRemoved(node=data["node"], instance=instance, export_id=export_id, reason="its removal had been interrupted")
+    )
+    return f"the removal of {instance}@{export_id} on {data['node']} was finished"
+
+
+def _on_named_node(context: RunContext, name: str, function: Callable[..., None], instance: str, export_id: str) -> None:
+    node = context.host.inventory().nodes().get(name)
+    if node is None:
+        raise OperationFailedError(f"node {name} is no longer configured: remove {instance}@{export_id} there by hand")
+    on_node(context.host, node, function, instance, export_id)
+
+
+def _drop_partial(store: ExportStore, instance: str, export_id: str) -> None:
+    store.remove_partial(instance, export_id)
+
+
+def _drop_removed(store: ExportStore, instance: str, export_id: str) -> None:
+    # Only the part that is invisible already: an export that is still listed was never begun to be removed.
+    store.remove_partial(instance, export_id)
+
+
+_UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str]] = {
+    "frozen": _thaw_guest,
+    "guest": _start_guest,
+    "disks": _deactivate_disks,
+    "snapshot": _remove_snapshot,
+    "partial": _remove_partial,
+    "removing": _finish_removal,
+}
+
+
+class RecoverOperation(Operation[RecoverResult]):
+    """Recovers one instance, or all that have unfinished runs. Can be repeated, and interrupted, at will."""
+
+    name = "recover"
+
+    def __init__(self, context: RunContext, instance: str | None, lock_timeout_s: float) -> None:
+        super().__init__(context)
+        self._asked = instance
+        self.timeouts = Timeouts(lock_s=lock_timeout_s)
+        self._instance: str | None = None
+
+    def check_arguments(self) -> None:
+        if self._asked is not None and (problem := name_problem("instance", self._asked)):
+            raise RefusedError(problem)
+
+    def expand_names(self) -> None:
+        if self._asked is None:
+            return
+        known = {*self.host.inventory().instances(), *(run.instance for run in self.context.journal.unfinished())}
+        self._instance = expand_name("instance", self._asked, known)
+
+    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
+        return {self.cluster.name: LockMode.SHARED} if level is LockLevel.CLUSTER else {}
+
+    def execute(self, feedback: Feedback) -> RecoverResult:
+        done: list[str] = []
+        incomplete: list[str] = []
+        wanted = {run.instance for run in self.context.journal.unfinished(self._instance)}
+        for instance in sorted(wanted):
+            self.token.raise_if_cancelled()
+            try:
+                locked = self.locks.acquire(LockLevel.INSTANCE, {instance: LockMode.EXCLUSIVE}, self.timeouts.lock_s)
+            except LockTimeoutError as error:
+                incomplete.append(f"{instance}: still being worked on: {error}")
+                continue
+            with locked:
+                instance_done, instance_incomplete = recover_runs(self, instance)
+            done += instance_done
+            incomplete += instance_incomplete
+        return RecoverResult(done=tuple(done), incomplete=tuple(incomplete))
+
+    def dry_run_result(self) -> RecoverResult:
+        return RecoverResult()

@@ -1,0 +1,464 @@
+"""Importing an export: its disks are restored, every chunk checked on the way."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ..api import ExportReader, LockMode
+from ..errors import DiskhaulError, OperationFailedError, RefusedError, VerificationError
+from ..feedback import Feedback
+from ..formats.corruption import CorruptError
+from ..formats.ganeti import CONFIG_NAME, parse_config_ini
+from ..formats.manifest import MANIFEST_NAME, DiskRecord, instance_from_record, read_manifest
+from ..model import Disk, Instance
+from ..names import expand_name, name_problem
+from ..option_checks import import_option_problems
+from ..options import ImportOptions
+from ..pipeline.meter import Meter
+from ..pipeline.raw_restore import RawRestoreJob
+from ..pipeline.readback import ReadBackJob, open_stored_disk
+from ..pipeline.source import Source
+from ..pipeline.workers import DiskJob, PipelineStalledError, as_diskhaul_error, run_jobs
+from ..records import DiskResult, ExportRecord, Finding, ImportResult
+from .base import LockLevel, RunContext, Timeouts
+from .catalog import ExportName, check_files, open_record, parse_export_name
+from .exports import CatalogOperation, is_export_path, open_by_path, read_small_file
+from .import_targets import ImportTarget, OpenTarget
+
+
+class StoredSource(Protocol):
+    """A disk of an export, ready to be restored."""
+
+    size: int
+    data_bytes: int
+
+    def job(self, target: OpenTarget, meter: Meter) -> DiskJob: ...
+
+    def close(self) -> None: ...
+
+
+class _Checked:
+    """A disk with digests: every chunk is checked before it is written."""
+
+    def __init__(self, reader: ExportReader, record: DiskRecord) -> None:
+        self._stored = open_stored_disk(reader, record)
+        self.size = self._stored.record.size
+        self.data_bytes = self._stored.record.data_bytes
+
+    def job(self, target: OpenTarget, meter: Meter) -> DiskJob:
+        return ReadBackJob(self._stored, writer=target.writer, decode=True, stop_at_first=True, meter=meter)
+
+    def close(self) -> None:
+        self._stored.source.close()
+
+
+class _Unchecked:
+    """A raw dump that Ganeti wrote: there is nothing to check it against."""
+
+    def __init__(self, reader: ExportReader, file: str) -> None:
+        self._source = Source(reader.open(file), f"{reader.location}/{file}")
+        self.size = self._source.size
+        self.data_bytes = self._source.size
+
+    def job(self, target: OpenTarget, meter: Meter) -> DiskJob:
+        return RawRestoreJob(self._source, target.writer, meter)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportWhere:
+    """Where an import goes: a directory, given disks by index, or (neither) the instance's configured disks."""
+
+    node: str | None = None
+    to_dir: Path | None = None
+    disks: Mapping[int, Path] | None = None
+    instance_name: str | None = None
+
+
+class ImportOperation(CatalogOperation[ImportResult]):
+    """Restores one export.
+
+    Raises (from `run`):
+        RefusedError: every reason found; nothing was written.
+        VerificationError: the export is damaged; what had been written is marked incomplete.
+        OperationFailedError, InterruptedRunError: likewise marked incomplete.
+    """
+
+    name = "import"
+
+    def __init__(
+        self, context: RunContext, export: str, where: ImportWhere, options: ImportOptions, *, has_cluster: bool
+    ) -> None:
+        super().__init__(context, None)
+        self.options, self.where = options, where
+        self.timeouts = Timeouts(lock_s=options.lock_timeout_s, hook_s=options.hook_timeout_s)
+        self.dry_run = options.dry_run
+        self._export, self._has_cluster = export, has_cluster
+        self._record: ExportRecord | None = None
+        self._configured: Instance | None = None
+        self._reader: ExportReader
+        self._exported: Instance
+        self._export_id = ""
+        self._targets: list[ImportTarget] = []
+
+    def describe(self) -> str:
+        return f"import of {self._label()}"
+
+    def _label(self) -> str:
+        return f"{self._exported.name}@{self._export_id}" if self._export_id else self._reader.location
+
+    @property
+    def _to_dir(self) -> Path | None:
+        return Path(os.path.abspath(self.where.to_dir)) if self.where.to_dir is not None else None
+
+    @property
+    def _by_path(self) -> bool:
+        return is_export_path(self._export)
+
+    # --- before anything is written ---------------------------------------------------------------------------------
+
+    def check_arguments(self) -> None:
+        problems = import_option_problems(self.options)
+        where = self.where
+        if where.to_dir is not None and where.disks:
+            problems.append("give --to-dir or --disk, not both")
+        if where.instance_name is not None and (problem := name_problem("instance", where.instance_name)):
+            problems.append(problem)
+        if where.disks is not None and any(index < 0 for index in where.disks):
+            problems.append("--disk: disk indexes begin with 0")
+        if not self._has_cluster:
+            if not self._by_path:
+                problems.append(f"{self._export}: to find an export by name, give --config; or give its directory")
+            if where.to_dir is None and not where.disks:
+                problems.append("without a configuration, say where the disks go: --to-dir or --disk")
+        if not self._by_path:
+            try:
+                parse_export_name(self._export)
+            except RefusedError as error:
+                problems += error.problems
+        if problems:
+            raise RefusedError(problems)
+
+    def expand_names(self) -> None:
+        super().expand_names()
+        inventory = self.host.inventory()
+        if self.where.node is not None:
+            node = inventory.nodes()[expand_name("node", self.where.node, inventory.nodes())]
+            if node.offline:
+                raise RefusedError(f"node {node.name} is marked offline: choose another")
+        if self._by_path:
+            self._reader = open_by_path(self, self._export)
+        else:
+            asked = parse_export_name(self._export)
+            self._record = self.catalog.find(ExportName(self.full_instance(asked.instance), asked.export_id))
+            self._reader = open_record(self.host, self.node_of(self._record), self._record)
+        self._read_description()
+        name = self.where.instance_name or self._exported.name
+        if self.where.to_dir is None and not self.where.disks:
+            instances = inventory.instances()
+            if name not in instances:
+                raise RefusedError(f"instance {name} is not configured: say where its disks go, with --to-dir or --disk")
+            self._configured = instances[name]
+        self._instance_name = name
+
+    def _read_description(self) -> None:
+        """Find out which instance the export is of; raises `VerificationError` when it is not a valid export."""
+        try:
+            names = self._reader.names()
+            if MANIFEST_NAME not in names and CONFIG_NAME in names:
+                config = parse_config_ini(read_small_file(self._reader, CONFIG_NAME))
+                self._exported = config.instance
+                self._dumps = [dump.file for dump in config.dumps]
+                return
+            manifest = read_manifest(self._reader)
+            self._exported = instance_from_record(manifest.instance)
+            self._export_id = manifest.export_id
+        except (CorruptError, DiskhaulError) as error:
+            raise self._damaged(error, MANIFEST_NAME) from error
+
+    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
+        if not self._has_cluster:
+            return {}
+        if level is LockLevel.CLUSTER:
+            return {self.cluster.name: LockMode.SHARED}
+        if level is LockLevel.INSTANCE and self._configured is not None:
+            return {self._configured.name: LockMode.EXCLUSIVE}
+        if level is LockLevel.NODE and self.where.node is not None:
+            return {expand_name("node", self.where.node, self.host.inventory().nodes()): LockMode.SHARED}
+        if level is LockLevel.EXPORT and self._export_id:
+            return {self._export_id: LockMode.SHARED}
+        return {}
+
+    def check_prerequisites(self) -> None:
+        with ExitStack() as stack:
+            sources = self._open_sources(stack)
+            problems: list[str] = []
+            self._targets = self._choose_targets(sources, problems)
+            for target in self._targets:
+                problems += target.problems(force=self.options.force, new_directory=self._to_dir)
+            problems += self._safety_problems()
+            problems += self._room_problems(sources)
+        if problems:
+            raise RefusedError(problems)
+
+    def _open_sources(self, stack: ExitStack) -> list[StoredSource]:
+        """Open every disk of the export, checking sizes, chunk tables and trailers."""
+        sources: list[StoredSource] = []
+        file = MANIFEST_NAME
+        try:
+            if not self._export_id:
+                sources = [_Unchecked(self._reader, file) for file in self._dumps]
+            else:
+                manifest = read_manifest(self._reader)
+                file = ""
+                check_files(self._reader, manifest)
+                for name, digest in manifest.other_files.items():
+                    from blake3 import blake3
+
+                    if blake3(read_small_file(self._reader, name)).hexdigest() != digest:
+                        raise CorruptError(f"{name} is not what was written (digest mismatch)")
+                for record in manifest.disks:
+                    file = record.file
+                    sources.append(_Checked(self._reader, record))
+        except (CorruptError, DiskhaulError) as error:
+            for source in sources:
+                source.close()
+            raise self._damaged(error, file, disk=len(sources) if file not in ("", MANIFEST_NAME) else None) from error
+        for source in sources:
+            stack.callback(source.close)
+        return sources
+
+    def _damaged(self, error: BaseException, file: str, disk: int | None = None) -> VerificationError:
+        problem = error.problem if isinstance(error, CorruptError) else str(error)
+        offset = getattr(error, "offset", None)
+        finding = Finding(path=self._reader.location, file=file, disk=disk, offset=offset, problem=problem)
+        return VerificationError(f"cannot import: {finding}", findings=(finding,))
+
+    def _choose_targets(self, sources: list[StoredSource], problems: list[str]) -> list[ImportTarget]:
+        """Decide where each disk goes and how large it will be."""
+        disks = self._target_disks(len(sources), problems)
+        grow = dict(self.options.grow)
+        problems += [f"--grow {index}: the export has no disk {index}" for index in grow if index >= len(sources)]
+        targets = []
+        for disk, source in zip(disks, sources, strict=False):
+            size = grow.get(disk.index, disk.size if disk.size is not None else source.size)
+            if size < source.size:
+                problems.append(
+                    f"{disk.label}: {size} bytes are less than the exported {source.size}: a disk may grow, never shrink"
+                )
+                continue
+            try:
+                targets.append(ImportTarget(disk=disk, size=size, storage=self.host.storage(disk.storage)))
+            except RefusedError as error:
+                problems += error.problems
+        return targets
+
+    def _target_disks(self, count: int, problems: list[str]) -> list[Disk]:
+        where = self.where
+        if (directory := self._to_dir) is not None:
+            problems += _directory_problems(directory, force=self.options.force)
+            return [Disk(path=directory / f"disk-{index}.raw", index=index) for index in range(count)]
+        if where.disks:
+            wrong = sorted(set(where.disks) ^ set(range(count)))
+            if wrong:
+                problems.append(
+                    f"the export has {count} disk(s), so give --disk for 0 to {count - 1} (wrong or missing: {wrong})"
+                )
+                return []
+            return [_disk_at(index, Path(os.path.abspath(path))) for index, path in sorted(where.disks.items())]
+        assert self._configured is not None
+        if len(self._configured.disks) != count:
+            problems.append(
+                f"{self._configured.name} is configured with {len(self._configured.disks)} disk(s), the export has {count}"
+            )
+            return []
+        return list(self._configured.disks)
+
+    def _safety_problems(self) -> list[str]:
+        """Reasons why writing there would destroy something: a running guest, another instance's disk, the export itself."""
+        problems = []
+        if self._configured is not None:
+            try:
+                if self.host.runtime(self._configured.runtime).is_running(self._configured):
+                    problems.append(f"{self._configured.name} is running: stop it before its disks are overwritten")
+            except DiskhaulError as error:
+                problems.append(str(error))
+        owners = {
+            os.path.realpath(disk.path): f"{instance.name} {disk.label}"
+            for instance in self.host.inventory().instances().values()
+            for disk in instance.disks
+            if disk.path is not None and instance is not self._configured
+        }
+        export = os.path.realpath(self._reader.location)
+        seen: set[str] = set()
+        for target in self._targets:
+            if target.disk.path is None:
+                continue
+            place = os.path.realpath(target.disk.path)
+            if place in owners:
+                problems.append(f"{target.place} belongs to {owners[place]}: choose another path")
+            if place == export or os.path.dirname(place) == export:
+                problems.append(f"{target.place} lies in the export itself: choose another path")
+            if place in seen:
+                problems.append(f"{target.place} is given for two disks")
+            seen.add(place)
+        return problems
+
+    def _room_problems(self, sources: list[StoredSource]) -> list[str]:
+        """Whether the filesystems of new image files have room for the data."""
+        needed: dict[int, tuple[Path, int]] = {}
+        for target, source in zip(self._targets, sources, strict=False):
+            if not target.is_file:
+                continue
+            assert target.disk.path is not None
+            directory = next(parent for parent in target.disk.path.parents if parent.exists())
+            device = os.stat(directory).st_dev
+            needed[device] = (directory, needed.get(device, (directory, 0))[1] + source.data_bytes)
+        problems = []
+        for directory, size in needed.values():
+            volume = os.statvfs(directory)
+            free = volume.f_bavail * volume.f_frsize
+            if size > free:
+                problems.append(f"{directory} has {free >> 20:,} MiB free and the disks need {size >> 20:,} MiB: make room")
+        return problems
+
+    # --- the work ---------------------------------------------------------------------------------------------------
+
+    def dry_run_result(self) -> ImportResult:
+        return self._result((), dry_run=True)
+
+    def execute(self, feedback: Feedback) -> ImportResult:
+        if self._to_dir is not None:
+            self._to_dir.mkdir(mode=0o700, exist_ok=True)
+        with ExitStack() as stack:
+            sources = self._open_sources(stack)
+            results = self._restore(sources, stack, feedback)
+        if self._to_dir is not None:
+            self._describe_instance(self._to_dir)
+        return self._result(results, dry_run=False)
+
+    def _restore(self, sources: list[StoredSource], stack: ExitStack, feedback: Feedback) -> tuple[DiskResult, ...]:
+        opened: list[OpenTarget] = []
+        jobs: list[DiskJob] = []
+        meters: list[Meter] = []
+        abandoned = False
+        try:
+            with feedback.stage("restore", self._label()):
+                for target, source in zip(self._targets, sources, strict=True):
+                    opened.append(target.open(force=self.options.force, label=self._label()))
+                    meters.append(Meter(target.disk.index, "restore", source.size, feedback.emit))
+                    jobs.append(source.job(opened[-1], meters[-1]))
+                run_jobs(
+                    jobs,
+                    threads=self.options.threads,
+                    token=self.token,
+                    stall_timeout_s=self.options.stall_timeout_s,
+                    stop_together=True,
+                )
+                self._raise_for_failed(jobs)
+                for target, source, open_target in zip(self._targets, sources, opened, strict=True):
+                    if target.size > source.size and not open_target.writer.reads_zero:
+                        open_target.writer.zero(source.size, target.size - source.size)
+                        open_target.writer.flush()
+                for open_target in opened:
+                    open_target.complete()
+        except PipelineStalledError:
+            abandoned = True
+            stack.pop_all()  # threads hang in these files: their descriptors must not be given to others
+            raise
+        except (VerificationError, DiskhaulError):
+            raise
+        except Exception as error:
+            raise OperationFailedError(f"import of {self._label()} failed: {error}; {self._incomplete()}") from error
+        finally:
+            if not abandoned:
+                for open_target in opened:
+                    open_target.close()
+        return tuple(
+            DiskResult(
+                index=target.disk.index,
+                label=target.place,
+                size=target.size,
+                bytes_read=meter.read,
+                bytes_written=meter.written,
+                bytes_skipped=meter.done - meter.written,
+            )
+            for target, meter in zip(self._targets, meters, strict=True)
+        )
+
+    def _raise_for_failed(self, jobs: list[DiskJob]) -> None:
+        for target, job in zip(self._targets, jobs, strict=True):
+            error = job.error
+            if isinstance(error, CorruptError):
+                failure = self._damaged(error, "", disk=target.disk.index)
+                failure.add_note(self._incomplete())
+                raise failure from error
+            if error is not None:
+                index = target.disk.index
+                cause = as_diskhaul_error(error, f"disk {index}")
+                raise OperationFailedError(
+                    f"import of {self._label()} failed: disk {index}: {cause}; {self._incomplete()}",
+                    parts=(f"disk import: disk(s) {index}",),
+                ) from error
+
+    def _incomplete(self) -> str:
+        return "what was written is marked incomplete"
+
+    def _describe_instance(self, directory: Path) -> None:
+        """Leave a description of the instance beside its disks, ready for a configuration."""
+        from .instance_toml import instance_toml
+
+        disks = tuple(
+            replace(exported, storage="file", path=target.disk.path, size=None, options={})
+            for exported, target in zip(self._exported.disks, self._targets, strict=True)
+        )
+        text = instance_toml(replace(self._exported, name=self._instance_name, disks=disks))
+        descriptor = os.open(
+            directory / "instance.toml", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _result(self, disks: tuple[DiskResult, ...], *, dry_run: bool) -> ImportResult:
+        warnings = list(self.feedback.warnings)
+        if not self._export_id:
+            warnings.append("Ganeti's own export has no digests: its bytes could not be checked")
+        return ImportResult(
+            run_id=self.context.run_id,
+            instance=self._instance_name,
+            source=self._reader.location,
+            disks=disks,
+            targets={target.disk.index: target.place for target in self._targets},
+            timings=dict(self.feedback.timings),
+            warnings=tuple(warnings),
+            dry_run=dry_run,
+        )
+
+
+def _disk_at(index: int, path: Path) -> Disk:
+    try:
+        block = stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        block = False
+    return Disk(storage="block" if block else "file", path=path, index=index)
+
+
+def _directory_problems(directory: Path, *, force: bool) -> list[str]:
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        parent = Path(os.path.abspath(directory)).parent
+        return [] if parent.is_dir() else [f"{parent} does not exist: create it first"]
+    except OSError as error:
+        return [f"{directory}: {error.strerror}: give a directory"]
+    if entries and not force:
+        return [f"{directory} is not empty: choose another directory, or overwrite with --force"]
+    return []

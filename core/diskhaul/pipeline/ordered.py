@@ -1,0 +1,67 @@
+"""Appends to a file, in order, what several threads finish out of order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from ..api import Buffer, StoreFile
+
+
+class OrderedAppender:
+    """Numbered pieces go in from any thread; they reach the file by number.
+
+    Whoever brings the piece that is due writes it and all that wait behind it; nobody else waits for the file. A thread that
+    runs more than `window` pieces ahead waits, which bounds the memory held here.
+    """
+
+    def __init__(self, file: StoreFile, window: int) -> None:
+        self.written = 0
+        self._file = file
+        self._window = window
+        self._due = 0
+        self._waiting: dict[int, Sequence[Buffer]] = {}
+        self._writing = False
+        self._failed = False
+        self._changed = threading.Condition()
+
+    def put(self, number: int, parts: Sequence[Buffer]) -> None:
+        """Hand over piece `number`. After a failure (here or by `fail`) pieces are dropped.
+
+        Raises:
+            OSError: or whatever the file's `append` raises.
+        """
+        with self._changed:
+            while number - self._due >= self._window and not self._failed:
+                self._changed.wait()
+            if self._failed:
+                return
+            self._waiting[number] = parts
+            if self._writing:
+                return
+            self._writing = True
+        try:
+            while (due := self._take()) is not None:
+                self._file.append(due)
+                with self._changed:
+                    self.written += sum(len(part) for part in due)
+                    self._due += 1
+                    self._changed.notify_all()
+        except BaseException:
+            self.fail()
+            raise
+
+    def _take(self) -> Sequence[Buffer] | None:
+        """The piece that is due; None, and no longer writing, when it is not there."""
+        with self._changed:
+            due = None if self._failed else self._waiting.pop(self._due, None)
+            if due is None:
+                self._writing = False
+            return due
+
+    def fail(self) -> None:
+        """Let go everybody who waits; nothing more will be written."""
+        with self._changed:
+            self._failed = True
+            self._waiting.clear()
+            self._changed.notify_all()

@@ -1,0 +1,268 @@
+"""Store to nothing, or to a disk: every stored chunk is read, checked, and restored where a writer is given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import diskhaul_native as native
+
+from ..api import DiskWriter, ExportReader
+from ..errors import StorageError
+from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
+from ..formats.codec import Codec, codec_for, max_stored_length, parse_compress
+from ..formats.corruption import CorruptError
+from ..formats.manifest import DiskRecord
+from .chunk_plan import MAX_RUN, chunk_runs
+from .meter import Meter
+from .source import Source
+from .workers import Scratch
+
+MAX_FINDINGS = 100
+"""Corrupt places remembered for one disk; a rotten disk does not need a million lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDisk:
+    """A disk of an export, opened and found to have the right shape; its chunks are not yet checked."""
+
+    record: DiskRecord
+    table: ChunkTable
+    source: Source
+    codec: Codec
+
+
+def open_stored_disk(export: ExportReader, record: DiskRecord) -> StoredDisk:
+    """Open disk `record` of `export` and check all that can be checked without reading its chunks.
+
+    Raises:
+        CorruptError: sizes, digests of the chunk table, or the trailer are not what the manifest says.
+        StorageError: a file is missing, is not a regular file, or cannot be read.
+    """
+    compression = parse_compress(record.compress)
+    codec = codec_for(compression.name, compression.level)
+    table = read_chunk_table(export, record, codec)
+    reader = export.open(record.file)
+    source = Source(reader, f"{export.location}/{record.file}")
+    try:
+        _check_shape(source, record, table, codec)
+    except BaseException:
+        source.close()
+        raise
+    return StoredDisk(record, table, source, codec)
+
+
+def read_chunk_table(export: ExportReader, record: DiskRecord, codec: Codec) -> ChunkTable:
+    """Read and check the chunk table of a disk; raises as `open_stored_disk`."""
+    expected = ChunkTable.stored_size(record.chunk_count, codec.encoded)
+    reader = export.open(record.chunks_file)
+    source = Source(reader, f"{export.location}/{record.chunks_file}")
+    try:
+        if source.size != expected:
+            raise CorruptError(f"{record.chunks_file} has {source.size} bytes instead of {expected}")
+        data = bytearray(expected)
+        source.fill(0, memoryview(data))
+    finally:
+        source.close()
+    table = ChunkTable.from_bytes(bytes(data), disk_size=record.size, chunk_size=record.chunk_size, encoded=codec.encoded)
+    if table.root_digest() != record.root_digest:
+        raise CorruptError(f"{record.chunks_file}: the chunk digests do not match the manifest's root digest")
+    if table.stored_root() != record.stored_root:
+        raise CorruptError(f"{record.chunks_file}: the stored digests do not match the manifest's")
+    return table
+
+
+def _check_shape(source: Source, record: DiskRecord, table: ChunkTable, codec: Codec) -> None:
+    if source.size != record.stored_size:
+        raise CorruptError(f"{record.file} has {source.size} bytes instead of {record.stored_size}")
+    if not codec.encoded:
+        if source.size != record.size:
+            raise CorruptError(f"{record.file} has {source.size} bytes for a disk of {record.size}")
+        return
+    end = table.stored_offsets()[-1]
+    trailer = b"".join(codec.trailer(table.stored_lengths(), table.chunk_lengths()))
+    if end + len(trailer) != source.size:
+        raise CorruptError(f"{record.file}: its {table.count} frames end at {end + len(trailer)}, the file at {source.size}")
+    found = bytearray(len(trailer))
+    source.fill(end, memoryview(found))
+    if found != trailer:
+        raise CorruptError(f"{record.file}: the seek table at its end does not match its frames")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Chunks read back together: one data chunk, or several zero ones."""
+
+    first: int
+    count: int
+    zero: bool
+
+
+class ReadBackJob:
+    """Reads one stored disk back.
+
+    Args:
+        disk: what to read.
+        writer: where to restore it, or None to check only.
+        decode: decode every frame and check the chunk's digest; False checks the stored bytes only (needs no writer).
+        stop_at_first: fail at the first corrupt chunk instead of collecting them.
+
+    Attributes:
+        findings: corrupt places, with offsets in the disk.
+        error: what made the job fail, or None.
+        bytes_read, bytes_written: of the store and to the writer.
+    """
+
+    def __init__(self, disk: StoredDisk, *, writer: DiskWriter | None, decode: bool, stop_at_first: bool, meter: Meter) -> None:
+        self.error: BaseException | None = None
+        self.findings: list[CorruptError] = []
+        self.finished = False
+        self.meter = meter
+        self._disk, self._writer, self._decode, self._stop_at_first = disk, writer, decode, stop_at_first
+        self._offsets = disk.table.stored_offsets() if disk.codec.encoded else None
+        self._runs = self._encoded_runs() if disk.codec.encoded else self._raw_runs()
+        self._finding = threading.Lock()
+
+    # --- which chunks -----------------------------------------------------------------------------------------------
+
+    def _encoded_runs(self) -> Iterator[_Run]:
+        table = self._disk.table
+        zero = zero_digest(self._disk.record.chunk_size)
+        first = count = 0
+        for index in range(table.count):
+            if table.digest(index) == zero and table.chunk_length(index) == self._disk.record.chunk_size:
+                count += 1
+                if count < MAX_RUN:
+                    continue
+            if count:
+                yield _Run(first, count, zero=True)
+            if first + count == index:
+                yield _Run(index, 1, zero=False)
+            first, count = index + 1, 0
+        if count:
+            yield _Run(first, count, zero=True)
+
+    def _raw_runs(self) -> Iterator[_Run]:
+        record = self._disk.record
+        for run in chunk_runs(self._disk.source.extents(), record.size, record.chunk_size):
+            yield _Run(run.first, run.count, zero=not run.segments)
+
+    # --- the work ---------------------------------------------------------------------------------------------------
+
+    def take(self) -> _Run | None:
+        return next(self._runs, None)
+
+    def run(self, task: _Run, scratch: Scratch, /) -> None:
+        try:
+            if task.zero:
+                self._zero_run(task, scratch)
+            elif self._offsets is None:
+                self._raw_chunk(task.first, scratch)
+            else:
+                self._encoded_chunk(task.first, scratch)
+        except CorruptError as corrupt:
+            place = task.first * self._disk.record.chunk_size if corrupt.offset is None else corrupt.offset
+            located = CorruptError(corrupt.problem, place)
+            if self._stop_at_first:
+                raise located from corrupt
+            self._found(located)
+        except StorageError as error:
+            if self._stop_at_first:
+                raise
+            # A place of the store that cannot be read: the rest may be readable, and is worth knowing about.
+            self._found(CorruptError(str(error), task.first * self._disk.record.chunk_size))
+
+    def _found(self, corrupt: CorruptError) -> None:
+        with self._finding:
+            if len(self.findings) < MAX_FINDINGS:
+                self.findings.append(corrupt)
+
+    def _raw_chunk(self, index: int, scratch: Scratch) -> None:
+        length = self._disk.table.chunk_length(index)
+        view = scratch.buffer(length)
+        self._disk.source.fill(index * self._disk.record.chunk_size, view)
+        self._check_and_write(index, view, read=length)
+
+    def _encoded_chunk(self, index: int, scratch: Scratch) -> None:
+        assert self._offsets is not None
+        table = self._disk.table
+        length = table.chunk_length(index)
+        stored = table.stored_length(index)
+        if not 0 < stored <= max_stored_length(length):
+            raise CorruptError(f"the stored frame has {stored} bytes for a chunk of {length}")
+        view = scratch.buffer(stored)
+        self._disk.source.fill(self._offsets[index], view)
+        if stored_digest(view) != table.stored_digest(index):
+            raise CorruptError("the stored bytes are not those that were written (digest mismatch)")
+        if not self._decode:
+            self.meter.add(done=length, read=stored)
+            return
+        decoder = scratch.kept((self._disk.codec.name, "decoder"), self._disk.codec.decoder)
+        self._check_and_write(index, memoryview(decoder.decode(view, length)), read=stored)
+
+    def _check_and_write(self, index: int, chunk: memoryview, *, read: int) -> None:
+        if chunk_digest(chunk) != self._disk.table.digest(index):
+            raise CorruptError("the chunk is not what was exported (digest mismatch)")
+        written = 0
+        if self._writer is not None:
+            offset = index * self._disk.record.chunk_size
+            if native.is_zero(chunk):
+                self._zero(offset, len(chunk))
+            else:
+                self._write(self._writer.write, offset, chunk)
+                written = len(chunk)
+        self.meter.add(done=len(chunk), read=read, written=written)
+
+    def _zero_run(self, task: _Run, scratch: Scratch) -> None:
+        """Chunks that should all be zero: holes of a raw file, or repeated frames."""
+        table, chunk_size = self._disk.table, self._disk.record.chunk_size
+        last = task.first + task.count - 1
+        length = (task.count - 1) * chunk_size + table.chunk_length(last)
+        if self._offsets is None:
+            for index in range(task.first, last + 1):
+                if table.digest(index) != zero_digest(table.chunk_length(index)):
+                    raise CorruptError("a hole where data was written", index * chunk_size)
+            read = 0
+        else:
+            frame = self._disk.codec.zero_frame(chunk_size)
+            read = self._offsets[last + 1] - self._offsets[task.first]
+            if read != len(frame) * task.count:  # made by another version of the compressor: the long way
+                for index in range(task.first, last + 1):
+                    self._encoded_chunk(index, scratch)
+                return
+            view = scratch.buffer(read)
+            self._disk.source.fill(self._offsets[task.first], view)
+            if view != frame * task.count:
+                for index in range(task.first, last + 1):
+                    self._encoded_chunk(index, scratch)
+                return
+            expected = stored_digest(frame)
+            for index in range(task.first, last + 1):
+                if table.stored_digest(index) != expected:
+                    raise CorruptError("the stored bytes are not those that were written (digest mismatch)", index * chunk_size)
+        self._zero(task.first * chunk_size, length)
+        self.meter.add(done=length, read=read)
+
+    def _zero(self, offset: int, length: int) -> None:
+        if self._writer is not None and not self._writer.reads_zero:
+            self._write(self._writer.zero, offset, length)
+
+    def _write(self, method: Callable[..., object], offset: int, what: memoryview | int) -> None:
+        try:
+            method(offset, what)
+        except StorageError:
+            raise
+        except Exception as error:  # a plugin's writer may raise anything
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            label = f"disk {self._disk.record.index}"
+            raise StorageError(f"{label}: cannot write it at offset {offset}: {reason}", path=label, offset=offset) from error
+
+    def finish(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+        self.meter.finish()
+        self.finished = True
+
+    def fail(self) -> None:
+        """Nobody waits inside `run`."""

@@ -1,0 +1,156 @@
+"""Disk to store: every chunk is read, scanned, digested, compressed and stored."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import diskhaul_native as native
+
+from ..api import StoreFile
+from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
+from ..formats.codec import Codec
+from .chunk_plan import ChunkRun, chunk_runs
+from .meter import Meter
+from .ordered import OrderedAppender
+from .source import Source
+from .workers import Scratch
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    number: int
+    run: ChunkRun
+
+
+class SendJob:
+    """Sends one disk into one file of an export.
+
+    After `finish`, `table` holds the digests and the byte counts below are final.
+
+    Attributes:
+        error: what made it fail, or None.
+        sent: the file is complete and durable, and the disk is no longer needed.
+        seconds: from the making of the meter to that moment.
+        data_bytes, zero_bytes, free_bytes: the disk by what it holds; together its size.
+        stored_bytes: size of the file written.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        file: StoreFile,
+        *,
+        chunk_size: int,
+        codec: Codec,
+        meter: Meter,
+        window: int,
+        when_sent: Callable[[], object],
+    ) -> None:
+        self.error: BaseException | None = None
+        self.sent = False
+        self.seconds = 0.0
+        self.table = ChunkTable(source.size, chunk_size, codec.encoded)
+        self.data_bytes = self.zero_bytes = self.free_bytes = self.stored_bytes = 0
+        self.meter = meter
+        self._source, self._file, self._codec = source, file, codec
+        self._chunk_size = chunk_size
+        self._when_sent = when_sent
+        self._appender = OrderedAppender(file, window)
+        self._tasks = self._numbered()
+        self._counting = threading.Lock()
+
+    def _numbered(self) -> Iterator[_Task]:
+        runs = chunk_runs(self._source.extents(), self._source.size, self._chunk_size)
+        for number, run in enumerate(runs):
+            yield _Task(number, run)
+
+    def take(self) -> _Task | None:
+        return next(self._tasks, None)
+
+    def run(self, task: _Task, scratch: Scratch, /) -> None:
+        if task.run.segments:
+            self._send_data(task, scratch)
+        else:
+            self._send_zeros(task)
+
+    def _send_data(self, task: _Task, scratch: Scratch) -> None:
+        index = task.run.first
+        offset = index * self._chunk_size
+        length = self.table.chunk_length(index)
+        view = scratch.buffer(length)
+        read = sum(segment_length for _, segment_length in task.run.segments)
+        if read == length:
+            zero = self._source.fill_and_scan(offset, view)
+        else:
+            view[:] = bytes(length)
+            for position, segment_length in task.run.segments:
+                begin = position - offset
+                self._source.fill(position, view[begin : begin + segment_length])
+            zero = native.is_zero(view)
+        written = 0
+        if zero:
+            self._store_zero(task)
+        elif self._codec.encoded:
+            encoder = scratch.kept(self, self._codec.encoder)
+            frame = encoder.encode(view)
+            self.table.set(index, chunk_digest(view), len(frame), stored_digest(frame))
+            self._appender.put(task.number, (frame,))
+            written = len(frame)
+        else:
+            self.table.set(index, chunk_digest(view))
+            self._file.write(offset, view)
+            written = length
+        self._count(data=0 if zero else read, zero=length - task.run.free - (0 if zero else read), free=task.run.free)
+        self.meter.add(done=length, read=read, written=written)
+
+    def _send_zeros(self, task: _Task) -> None:
+        length = self._store_zero(task)
+        self._count(data=0, zero=length - task.run.free, free=task.run.free)
+        self.meter.add(done=length)
+
+    def _store_zero(self, task: _Task) -> int:
+        """Store a run of zero chunks; return how many bytes of the disk it covers."""
+        first, count = task.run.first, task.run.count
+        last_length = self.table.chunk_length(first + count - 1)
+        pieces = [(first, count - 1, self._chunk_size), (first + count - 1, 1, last_length)]
+        if last_length == self._chunk_size:
+            pieces = [(first, count, self._chunk_size)]
+        parts = []
+        for start, number, length in pieces:
+            if not number:
+                continue
+            if self._codec.encoded:
+                frame = self._codec.zero_frame(length)
+                self.table.set_run(start, number, zero_digest(length), len(frame), stored_digest(frame))
+                parts.append(frame * number)
+            else:
+                self.table.set_run(start, number, zero_digest(length), 0, b"")
+        if self._codec.encoded:
+            self._appender.put(task.number, parts)
+        return (count - 1) * self._chunk_size + last_length
+
+    def _count(self, *, data: int, zero: int, free: int) -> None:
+        with self._counting:
+            self.data_bytes += data
+            self.zero_bytes += zero
+            self.free_bytes += free
+
+    def finish(self) -> None:
+        """Make the file complete and durable, then say that the disk is no longer needed."""
+        if self._codec.encoded:
+            trailer = list(self._codec.trailer(self.table.stored_lengths(), self.table.chunk_lengths()))
+            if trailer:
+                self._file.append(trailer)
+            self.stored_bytes = self._appender.written + sum(len(part) for part in trailer)
+        else:
+            self._file.set_size(self._source.size)
+            self.stored_bytes = self._source.size
+        self._file.finish()
+        self._when_sent()
+        self.sent = True
+        self.seconds = self.meter.finish()
+
+    def fail(self) -> None:
+        self._appender.fail()

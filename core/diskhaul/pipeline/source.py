@@ -1,0 +1,101 @@
+"""One face for every opened disk: in C where there is a descriptor, through the object's own methods where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import diskhaul_native as native
+
+from ..api import DiskReader, Extent, ExtentKind
+from ..errors import DiskhaulError, StorageError
+
+
+class Source:
+    """Wraps a `DiskReader`; every failure comes out as `StorageError` with label and offset.
+
+    `fill` may be called by several threads at once, `extents` by one.
+
+    Attributes:
+        size: bytes.
+        label: how messages call it.
+    """
+
+    def __init__(self, reader: DiskReader, label: str) -> None:
+        self.label = label
+        self._reader = reader
+        self._closed = False
+        size = reader.size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise StorageError(f"{label}: its storage gives the size {size!r}, which is not a number of bytes", path=label)
+        self.size = size
+        fileno = getattr(reader, "fileno", None)
+        self._fd: int | None = fileno() if callable(fileno) else None
+
+    def fill(self, offset: int, view: memoryview) -> None:
+        """Read the whole of `view` from `offset` on; less is an error, never zeros."""
+        try:
+            if self._fd is not None:
+                native.read_into(self._fd, view, offset, name=self.label)
+                return
+            count = self._reader.read_into(offset, view)
+        except DiskhaulError:
+            raise
+        except Exception as error:  # a plugin's reader may raise anything
+            raise self._failure("read", offset, error) from error
+        if isinstance(count, int) and not isinstance(count, bool) and count != len(view):
+            raise StorageError(
+                f"{self.label}: short read at offset {offset}: {count} of {len(view)} bytes", path=self.label, offset=offset
+            )
+
+    def fill_and_scan(self, offset: int, view: memoryview) -> bool:
+        """`fill`, and say whether everything read is zero."""
+        if self._fd is None:
+            self.fill(offset, view)
+            return native.is_zero(view)
+        try:
+            return native.read_scan(self._fd, view, offset, name=self.label)
+        except OSError as error:
+            raise self._failure("read", offset, error) from error
+
+    def extents(self) -> Iterator[Extent]:
+        """What is where, ascending, without gaps or overlap, covering the whole disk. Checked: plugins get this wrong."""
+        position = 0
+        try:
+            for extent in self._claimed_extents():
+                if extent.offset < position or extent.length <= 0 or extent.end > self.size:
+                    raise StorageError(
+                        f"{self.label}: its storage gives the extent {extent.offset}+{extent.length} "
+                        f"after offset {position} on a disk of {self.size} bytes",
+                        path=self.label,
+                        offset=extent.offset,
+                    )
+                if extent.offset > position:
+                    yield Extent(position, extent.offset - position, ExtentKind.DATA)
+                yield extent
+                position = extent.end
+        except DiskhaulError:
+            raise
+        except Exception as error:
+            raise self._failure("find the extents of", position, error) from error
+        if position < self.size:
+            yield Extent(position, self.size - position, ExtentKind.DATA)
+
+    def _claimed_extents(self) -> Iterable[Extent]:
+        own = getattr(self._reader, "extents", None)
+        if callable(own):
+            found: Iterable[Extent] = own()
+            yield from found
+        elif self._fd is not None:
+            for offset, length, is_data in native.extents(self._fd, self.size, name=self.label):
+                yield Extent(offset, length, ExtentKind.DATA if is_data else ExtentKind.HOLE)
+
+    def close(self) -> None:
+        """Close the disk; closing it twice is fine. Nobody may be reading."""
+        close = getattr(self._reader, "close", None)
+        if callable(close) and not self._closed:
+            self._closed = True
+            close()
+
+    def _failure(self, doing: str, offset: int, error: Exception) -> StorageError:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return StorageError(f"{self.label}: cannot {doing} it at offset {offset}: {reason}", path=self.label, offset=offset)

@@ -1,0 +1,214 @@
+"""The threads that carry chunks of several disks through all steps, within one budget."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import diskhaul_native as native
+
+from ..cancellation import CancellationToken
+from ..errors import DiskhaulError, OperationFailedError, StorageError
+
+MAX_DEFAULT_THREADS = 8
+CANCEL_GRACE_S = 30.0
+"""How long a cancelled run waits for threads that hang in a read or write before it goes on without them."""
+_POLL_S = 0.1  # how soon a cancellation is noticed; the end of the work is notified, not polled
+
+
+def thread_count(asked: int) -> int:
+    """How many worker threads to use: `asked`, or one per usable CPU and at most eight where it is 0."""
+    return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+
+
+class Scratch:
+    """What one worker thread keeps from chunk to chunk: an aligned buffer and its encoders or decoders."""
+
+    def __init__(self) -> None:
+        self._buffer: memoryview | None = None
+        self._kept: dict[object, Any] = {}
+
+    def buffer(self, length: int) -> memoryview:
+        """A page-aligned buffer of exactly `length` bytes, valid until the next call."""
+        if self._buffer is None or len(self._buffer) < length:
+            self._buffer = native.aligned_buffer(length)
+        return self._buffer[:length]
+
+    def kept(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` gave when first asked for `key` on this thread."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+
+class DiskJob(Protocol):
+    """The work on one disk."""
+
+    error: BaseException | None
+
+    def take(self) -> Any | None:
+        """The next task, or None when there are no more. Called by one thread at a time."""
+        ...
+
+    def run(self, task: Any, scratch: Scratch, /) -> None:
+        """Do one task. Called by several threads at once."""
+        ...
+
+    def finish(self) -> None:
+        """Called once, when all tasks have been done."""
+        ...
+
+    def fail(self) -> None:
+        """Called when a task failed: wake whoever waits inside `run`."""
+        ...
+
+
+class _State:
+    """One job and how far the pool is with it."""
+
+    def __init__(self, job: DiskJob) -> None:
+        self.job = job
+        self.running = 0
+        self.exhausted = False
+        self.ended = False
+
+
+class _Pool:
+    def __init__(self, jobs: Sequence[DiskJob], *, stop_together: bool) -> None:
+        self.states = [_State(job) for job in jobs]
+        self.changed = threading.Condition()
+        self.stop_together = stop_together
+        self.stopping = False
+        self.progress = 0
+        self.working = 0
+        self._turn = 0
+
+    def work(self) -> None:
+        scratch = Scratch()
+        while (claimed := self._claim()) is not None:
+            state, task = claimed
+            try:
+                state.job.run(task, scratch)
+            except BaseException as error:  # also what plugins raise to end the process: it ends the disk
+                self._failed(state, error)
+            self._release(state)
+        with self.changed:
+            self.working -= 1
+            self.changed.notify_all()
+
+    def _claim(self) -> tuple[_State, Any] | None:
+        """The next task of the next disk in turn; None when no disk has one."""
+        while True:
+            with self.changed:
+                if self.stopping:
+                    return None
+                ready = [s for s in self.states if not s.exhausted and s.job.error is None]
+                if not ready:
+                    return None
+                self._turn += 1
+                state = ready[self._turn % len(ready)]
+                state.running += 1
+                try:
+                    task = state.job.take()
+                except BaseException as error:
+                    task = None
+                    self._failed(state, error)
+                if task is not None:
+                    return state, task
+                state.exhausted = True
+            self._release(state)
+
+    def _release(self, state: _State) -> None:
+        """One thread less on this disk; the last one finishes it."""
+        with self.changed:
+            self.progress += 1
+            state.running -= 1
+            over = state.exhausted or state.job.error is not None or self.stopping
+            if state.running or not over or state.ended:
+                self.changed.notify_all()
+                return
+            state.ended = True
+            state.running += 1  # `finish` counts as running: nobody may close the disk under it
+        try:
+            if state.job.error is None and not self.stopping:
+                state.job.finish()
+        except BaseException as error:
+            self._failed(state, error)
+        with self.changed:
+            state.running -= 1
+            self.progress += 1
+            self.changed.notify_all()
+
+    def _failed(self, state: _State, error: BaseException) -> None:
+        with self.changed:
+            state.job.error = state.job.error or error
+            self.stopping = self.stopping or self.stop_together
+            failed = [s for s in self.states if s is state or self.stop_together]
+            self.changed.notify_all()
+        for each in failed:
+            each.job.fail()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopping = True
+        for state in self.states:
+            state.job.fail()
+
+
+def run_jobs(
+    jobs: Sequence[DiskJob],
+    *,
+    threads: int,
+    token: CancellationToken,
+    stall_timeout_s: float,
+    stop_together: bool = False,
+) -> None:
+    """Work on all `jobs` at once with `threads` threads and return when all have ended.
+
+    A job that failed has its `error` set; this raises only for what concerns all of them. With `stop_together` the first
+    failure stops the other jobs as well, without an error of their own.
+
+    Raises:
+        InterruptedRunError: `token` was cancelled; every thread has let go of its chunk.
+        PipelineStalledError: nothing moved for `stall_timeout_s` seconds. Threads that still hang are abandoned, so the files
+            of the jobs in its `stuck` must not be closed (their numbers could be given to other files).
+    """
+    pool = _Pool(jobs, stop_together=stop_together)
+    pool.working = thread_count(threads)
+    for number in range(pool.working):
+        threading.Thread(target=pool.work, name=f"diskhaul-chunk-{number}", daemon=True).start()
+    seen, since, patience_s = -1, time.monotonic(), stall_timeout_s
+    with pool.changed:
+        while pool.working:
+            pool.changed.wait(_POLL_S)
+            if pool.progress != seen:
+                seen, since = pool.progress, time.monotonic()
+            if token.cancelled and not pool.stopping:
+                pool.stop()
+                patience_s, since = min(stall_timeout_s, CANCEL_GRACE_S), time.monotonic()
+            if time.monotonic() - since > patience_s:
+                pool.stop()
+                stuck = [number for number, state in enumerate(pool.states) if state.running]
+                raise PipelineStalledError(f"nothing moved for {patience_s:g} s", stuck=stuck)
+    token.raise_if_cancelled()
+
+
+class PipelineStalledError(OperationFailedError):
+    """Reading or writing hangs. Threads inside were abandoned; `stuck` are the indexes of their jobs."""
+
+    def __init__(self, message: str, *, stuck: Sequence[int]) -> None:
+        super().__init__(message)
+        self.stuck = tuple(stuck)
+
+
+def as_diskhaul_error(error: BaseException, label: str) -> DiskhaulError:
+    """`error` itself if it is ours, else a `StorageError` that says what a plugin or the system did to `label`."""
+    if isinstance(error, DiskhaulError):
+        return error
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    wrapped = StorageError(f"{label}: {type(error).__name__}: {reason}", path=label)
+    wrapped.__cause__ = error
+    return wrapped
