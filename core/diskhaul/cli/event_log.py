@@ -28,6 +28,8 @@ class EventLog:
         self.path = path
         self.lost = 0
         self.problem = ""
+        self._dead = False
+        self._torn = b""  # the rest of a line that a full pipe took only the start of
         try:
             # Without O_NONBLOCK a named pipe that nobody reads would hold up the run for ever, here and at each line.
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
@@ -40,16 +42,23 @@ class EventLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        if self.problem and self.problem != os.strerror(errno.EAGAIN):
+        if self._dead:
             self.lost += 1
             return
         line = dumps(record).encode("ascii") + b"\n"
+        unwritten = self._torn + line
         try:
-            while line:
-                line = line[os.write(self._fd, line) :]
+            while unwritten:
+                unwritten = unwritten[os.write(self._fd, unwritten) :]
+            self._torn = b""
         except OSError as error:
-            self.lost += 1
             self.problem = error.strerror or str(error)
+            self._dead = not isinstance(error, BlockingIOError)
+            if len(unwritten) < len(line):
+                self._torn = unwritten  # goes before the next line, so that every line stays whole
+            else:
+                self._torn = unwritten[: -len(line)]
+                self.lost += 1
 
     def is_same_file_as(self, descriptor: int) -> bool:
         """True when the open `descriptor` writes to the same file or pipe (not: the same device, such as a terminal)."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -149,18 +149,29 @@ def write_out(text: str, exit_code: int) -> int:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except OSError as error:
-        _discard_standard_output()
+        _discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             print(f"diskhaul: standard output: {error.strerror}", file=sys.stderr)
             return exit_code or 1
     return exit_code
 
 
-def _discard_standard_output() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit does not fail again."""
-    if _has_descriptor(sys.stdout):
+def flush_or_discard() -> None:
+    """Flush standard output and error. What cannot be written any more is dropped.
+
+    Otherwise the interpreter's own flush at exit fails, and ends the process with 120 instead of the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    if _has_descriptor(stream):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

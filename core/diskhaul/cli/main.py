@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from . import failures
-from .invocation import Invocation, common_options, write_out
+from .invocation import Invocation, common_options, flush_or_discard, write_out
 
 _COMMANDS = {
     "export": "export",
@@ -84,6 +84,7 @@ class _Commands(click.Group):
             code = write_out("", done.exit_code)
         except (Exception, KeyboardInterrupt) as error:
             code = _failed(error, json=json)
+        flush_or_discard()
         sys.exit(code)
 
 
