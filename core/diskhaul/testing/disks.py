@@ -131,15 +131,15 @@ class SparseMemoryDisk(MemoryDisk):
     def extents(self) -> Iterator[Extent]:
         with self._lock:
             numbers = sorted(self._pages)
-        position = 0
+        position = index = 0
         while position < self.size:
-            if numbers and position == numbers[0] * _PAGE:
-                first = last = numbers.pop(0)
-                while numbers and numbers[0] == last + 1:
-                    last = numbers.pop(0)
-                end, kind = (last + 1) * _PAGE, ExtentKind.DATA
+            if index < len(numbers) and position == numbers[index] * _PAGE:
+                index += 1
+                while index < len(numbers) and numbers[index] == numbers[index - 1] + 1:
+                    index += 1
+                end, kind = (numbers[index - 1] + 1) * _PAGE, ExtentKind.DATA
             else:
-                end, kind = (numbers[0] * _PAGE if numbers else self.size), ExtentKind.HOLE
+                end, kind = (numbers[index] * _PAGE if index < len(numbers) else self.size), ExtentKind.HOLE
             end = min(end, self.size)
             yield Extent(position, end - position, kind)
             position = end

@@ -40,10 +40,13 @@ class BlockStorage(Storage):
         path = disk_path(disk)
         descriptor = _open_device(path, os.O_RDONLY)
         try:
-            return RawReader(descriptor, native.block_device_size(descriptor), path)
+            size = native.block_device_size(descriptor)
+            if size == 0:
+                raise StorageError(f"{path}: has no medium (0 bytes): attach or activate it", path=path)
+            return RawReader(descriptor, size, path)
         except OSError as error:
             os.close(descriptor)
-            raise storage_error("ask for the size", path, error) from error
+            raise storage_error("ask for the size of", path, error) from error
         except BaseException:
             os.close(descriptor)
             raise
