@@ -72,7 +72,7 @@ sanitize: $(VENV)/.installed-test
 	DISKHAUL_BUILD=sanitize CC="$(CC)" $(BIN)/python scripts/build-sanitized build/sanitize
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc \
-	PYTHONPATH=build/sanitize/lib DISKHAUL_EXPECT_CORE=build/sanitize/lib \
+	PYTHONPATH=$(CURDIR)/build/sanitize/lib DISKHAUL_EXPECT_CORE=$(CURDIR)/build/sanitize/lib \
 	$(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/native
 
 clean:

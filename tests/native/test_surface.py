@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import diskhaul_native
-from diskhaul_native import reference
+from diskhaul_native import _core, reference
 
 PACKAGE = Path(inspect.getfile(diskhaul_native)).parent
 CSRC = Path(__file__).parents[2] / "native" / "csrc"
@@ -28,6 +29,12 @@ def test_the_reference_has_the_same_function_with_the_same_arguments(name: str) 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(diskhaul_native, name))
+
+
+def test_the_core_under_test_is_the_one_that_was_built_for_it() -> None:
+    expected = os.environ.get("DISKHAUL_EXPECT_CORE")  # set where a build of its own is tested, as under sanitizers
+    core = Path(inspect.getfile(_core))
+    assert core.parent == (Path(expected) / "diskhaul_native" if expected else PACKAGE)
 
 
 def test_nothing_but_the_standard_library_is_imported() -> None:
