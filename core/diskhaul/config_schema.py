@@ -227,7 +227,7 @@ def _plain(details: ErrorDetails) -> str:
         return f"must not be below {context['ge']}"
     if kind == "less_than_equal":
         return f"must not be above {context['le']}"
-    return f"{details['msg'][:1].lower()}{details['msg'][1:]}; see docs/configuration.md"
+    return f"{details['msg'][:1].lower()}{details['msg'][1:]}; correct it"
 
 
 def _shown(value: object) -> str:
