@@ -13,8 +13,8 @@ from .options import ExportOptions
 def export_options(cluster: Cluster, **given: Any) -> ExportOptions:
     """Return the options of an export: `given` over ``cluster.defaults`` over the defaults of `ExportOptions`.
 
-    A given value of None means "not given". Values are taken as they are; whether they make sense together is for the
-    operation to say.
+    A given value of None means "not given". A default that only has a meaning with a shutdown is dropped when the call asks for
+    none. Otherwise values are taken as they are; whether they make sense together is for the operation to say.
 
     Raises:
         ConfigurationError: ``cluster.defaults`` names an option that does not exist.
@@ -26,4 +26,8 @@ def export_options(cluster: Cluster, **given: Any) -> ExportOptions:
         raise ConfigurationError(
             f"defaults.{name}: there is no such option; there is {', '.join(sorted(known))}" for name in unknown
         )
-    return ExportOptions(**(dict(cluster.defaults) | {name: value for name, value in given.items() if value is not None}))
+    asked = {name: value for name, value in given.items() if value is not None}
+    defaults = dict(cluster.defaults)
+    if asked.get("shutdown") is False:
+        defaults.pop("long_sleep", None)
+    return ExportOptions(**(defaults | asked))
