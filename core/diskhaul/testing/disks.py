@@ -77,7 +77,10 @@ class MemoryDisk:
         self._check_range(offset, length)
         end = offset + length
         with self._lock:
-            for number in range(offset // _PAGE, -(-end // _PAGE)):
+            numbers: Iterable[int] = range(offset // _PAGE, -(-end // _PAGE))
+            if self._fill == 0:
+                numbers = [number for number in self._pages if number in numbers]  # the others are zero as they are
+            for number in numbers:
                 start, stop = max(offset - number * _PAGE, 0), min(end - number * _PAGE, _PAGE)
                 if stop - start == _PAGE and self._fill == 0:
                     self._pages.pop(number, None)
