@@ -215,7 +215,7 @@ def _subvolume_flags(descriptor: int) -> int | None:
 
 
 def _open_snapshot(subvolume: int, name: str, snapshot: Snapshot) -> int:
-    """Open the top of a snapshot, having made sure that it is a subvolume and read-only."""
+    """Open the top of a snapshot, having made sure that it is a subvolume."""
     try:
         top = os.open(name, _DIRECTORY, dir_fd=subvolume)
     except NotADirectoryError as error:

@@ -16,6 +16,8 @@ from diskhaul.model import Disk
 BLOCK_SIZE = 4096
 """Zero blocks of this size stay holes in a written file: the page size, and the block size of usual filesystems."""
 
+_CELL_SIZE = 4 << 20  # bytes; how finely a writer remembers where it has been
+
 
 def disk_path(disk: Disk) -> str:
     """The path of a disk that has to have one."""
@@ -109,6 +111,7 @@ class RawWriter:
         self._path = path
         self._reads_zero = reads_zero
         self._failure: BaseException | None = None
+        self._written: set[int] = set()  # cells of a target that read as zeros
         self._lock = threading.Lock()
 
     @property
@@ -126,8 +129,10 @@ class RawWriter:
         view = memoryview(buffer)
         self._check_range(offset, view.nbytes)
         descriptor = self._ready("write")
+        # Zero blocks can be left out where the target is still zero, but not where something was written before.
+        zero_holes = not self._is_untouched(offset, view.nbytes)
         try:
-            native.write_sparse(descriptor, view, offset, block_size=BLOCK_SIZE, zero_holes=not self._reads_zero, name=self._path)
+            native.write_sparse(descriptor, view, offset, block_size=BLOCK_SIZE, zero_holes=zero_holes, name=self._path)
         except OSError as error:
             raise self._failed("write", error, offset) from error
 
@@ -182,6 +187,16 @@ class RawWriter:
                 self._failure = error
                 raise storage_error(f"make it {self._size} bytes large", self._path, error) from error
             return self._descriptor
+
+    def _is_untouched(self, offset: int, length: int) -> bool:
+        """True when all of a range is known to read as zeros; from now on it is not."""
+        if not self._reads_zero:
+            return False
+        cells = range(offset // _CELL_SIZE, -(-(offset + length) // _CELL_SIZE))
+        with self._lock:
+            untouched = self._written.isdisjoint(cells)
+            self._written.update(cells)
+        return untouched
 
     def _failed(self, action: str, error: OSError, offset: int | None = None) -> StorageError:
         with self._lock:

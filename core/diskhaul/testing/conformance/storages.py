@@ -229,6 +229,20 @@ class StorageConformance:
             assert not any(found)
 
     @pytest.mark.usefixtures("only_if_writable")
+    def test_what_is_written_again_replaces_what_was_written(self, storage: Storage, make_disk: Callable[[bytes], Disk]) -> None:
+        disk = make_disk(pattern(self.size))
+        writer = storage.create(disk, self.size, overwrite=True)
+        try:
+            writer.write(0, memoryview(pattern(16384, seed=2)))
+            writer.flush()
+            writer.write(4096, memoryview(bytes(8192)))
+            writer.flush()
+        finally:
+            writer.close()
+        expected = pattern(4096, seed=2) + bytes(8192) + pattern(16384, seed=2)[12288:]
+        assert self._content(storage, disk)[:16384] == expected
+
+    @pytest.mark.usefixtures("only_if_writable")
     def test_writing_behind_the_end_is_an_error(self, storage: Storage, make_disk: Callable[[bytes], Disk]) -> None:
         disk = make_disk(pattern(self.size))
         writer = storage.create(disk, self.size, overwrite=True)
