@@ -96,7 +96,10 @@ class DiskWriter(Protocol):
         ...
 
     def write(self, offset: int, buffer: memoryview, /) -> object:
-        """Write the whole of `buffer` at `offset`. Called by several threads at once, never for overlapping ranges."""
+        """Write the whole of `buffer` at `offset`, and best return how many bytes were not left as holes.
+
+        Called by several threads at once, never for overlapping ranges.
+        """
         ...
 
     def zero(self, offset: int, length: int, /) -> object:
@@ -326,7 +329,10 @@ class StoreFile(Protocol):
         ...
 
     def write(self, offset: int, buffer: Buffer, /) -> object:
-        """Write at `offset` (raw layout). Called by several threads at once, never for overlapping ranges."""
+        """Write at `offset` (raw layout), and best return how many bytes were not left as holes.
+
+        Called by several threads at once, never for overlapping ranges.
+        """
         ...
 
     def set_size(self, size: int, /) -> object:

@@ -125,7 +125,6 @@ def _machine(problems: list[str]) -> dict[str, str]:
     except Exception as error:  # whatever keeps it from loading is what has to be told
         facts["native core"] = "does not load"
         problems.append(f"native core: {error}; install diskhaul again, with a C compiler at hand")
-    for module in ("zstandard", "blake3", "pydantic", "filelock", "pluggy"):
         try:
             facts[module] = str(getattr(__import__(module), "__version__", "installed"))
         except Exception as error:
@@ -164,7 +163,9 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
         elif not backend.works:
             yield f"{user}: {stage} backend {name} does not work here: {backend.detail}"
     try:
-        yield from host.locks().check()
+        # Operations make the state directory when they need it, so that there is none yet is no problem.
+        if cluster.state_dir.exists():
+            yield from host.locks().check()
         transfer = host.transfer()
         for node in cluster.nodes:
             if not node.offline:

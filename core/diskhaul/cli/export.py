@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .invocation import Answer, Argument, Command, GuestOperation, Invocation, Option, checked, common_options
+from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds
 
@@ -120,7 +120,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, **given:
     )
 
 
-@click.command("plan", cls=Command)
+@click.command("plan", cls=Operation)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export would go to.")
 @_export_options
@@ -143,5 +143,12 @@ def plan_command(invocation: Invocation, /, instance: str, node: str, **given: A
     from .render import plan_text
 
     cluster = invocation.cluster()
-    plan = diskhaul.plan(instance, node=node, config=cluster, options=export_options(cluster, **given))
+    plan = diskhaul.plan(
+        instance,
+        node=node,
+        config=cluster,
+        options=export_options(cluster, **given),
+        on_event=invocation.on_event,
+        cancel=invocation.cancel,
+    )
     return Answer(document=jsonable(plan), text=lambda: plan_text(plan))

@@ -47,7 +47,7 @@ def list_command(invocation: Invocation, instance: str | None, node: str | None)
 def show_command(invocation: Invocation, export: str, node: str | None) -> Answer:
     """Show one export and its manifest.
 
-    EXPORT is a directory, INSTANCE for its newest export, or INSTANCE@ID.
+    EXPORT is a directory, INSTANCE for its newest valid export, or INSTANCE@ID.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def show_command(invocation: Invocation, export: str, node: str | None) -> Answe
 def verify_command(invocation: Invocation, export: str | None, node: str | None) -> Answer:
     """Read EXPORT, or every export, and compare every byte with its digest.
 
-    EXPORT is a directory, INSTANCE for its newest export, or INSTANCE@ID. What is wrong is named with disk and offset, and the
+    EXPORT is a directory, INSTANCE for all exports of it, or INSTANCE@ID. What is wrong is named with disk and offset, and the
     exit code is 6 then.
 
     \b

@@ -82,11 +82,12 @@ class Invocation:
         """
         from ..config import find_configuration, load_cluster
         from ..errors import ConfigurationError
+        from ..operations.exports import is_export_path
 
         try:
             path = find_configuration(self.config)
         except ConfigurationError:
-            if "/" in export or os.path.isdir(export):
+            if is_export_path(export):
                 return None
             raise
         return load_cluster(path)
@@ -123,7 +124,7 @@ class Invocation:
 
     def print(self, answer: Answer) -> int:
         """Print the answer and return the exit code, which is the answer's unless the answer could not be printed."""
-        told = self._reporter.warned if self._reporter is not None else set()
+        told = {f"warning: {message}" for message in self._reporter.warned} if self._reporter is not None else set()
         notes = [note for note in answer.notes if note not in told]
         if self._log is not None and self._log.lost:
             notes.append(f"--events {self.events}: {self._log.lost} events were not written: {self._log.problem}")

@@ -238,5 +238,7 @@ def _flattened(prefix: str, value: Any) -> Iterable[tuple[str, object]]:
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _flattened(f"{prefix}[{index}]", item)
-    elif value not in (None, ""):
+    elif isinstance(value, bool):
+        yield prefix, str(value).lower()
+    elif value is not None and value != "":
         yield prefix, value

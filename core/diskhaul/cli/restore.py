@@ -66,7 +66,7 @@ def import_command(
 ) -> Answer:
     """Bring the disks of EXPORT back.
 
-    EXPORT is the directory of an export, or INSTANCE for its newest export, or INSTANCE@ID. Without --to-dir and --disk the
+    EXPORT is the directory of an export, or INSTANCE for its newest valid export, or INSTANCE@ID. Without --to-dir and --disk the
     disks go where the configuration has them. Every chunk is checked against its digest before it counts; holes come back as
     holes. A directory needs no configuration when the disks go to --to-dir or --disk.
 

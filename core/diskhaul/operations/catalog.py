@@ -164,7 +164,7 @@ def record_of(manifest: Manifest, *, node: str, store: str, path: str) -> Export
         consistency=manifest.consistency,
         disk_count=len(manifest.disks),
         disk_bytes=sum(disk.size for disk in manifest.disks),
-        stored_bytes=sum(disk.stored_size for disk in manifest.disks),
+        stored_bytes=sum(disk.stored_size if disk.stored_root else disk.data_bytes for disk in manifest.disks),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal
 
-from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage
+from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
 from ..errors import DiskhaulError, RefusedError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
@@ -26,6 +26,8 @@ from .planning import estimate_disk, same_place_problems
 from .recover import owes_start, recover_runs
 from .snapshots import SnapshotSet
 
+ZEROING_FIXED_S = 300.0
+ZEROING_PER_MIB_S = 0.05
 Downtime = Literal["none", "snapshot", "transfer"]
 
 
@@ -49,6 +51,8 @@ class ExportOperation(Operation[ExportResult]):
         self.dry_run = options.dry_run
         self._asked_instance, self._asked_node = instance, node
         self.snapshot_backends: dict[int, tuple[str, Snapshots]] = {}
+        self.snapshot_reasons: tuple[str, ...] = ()
+        self.zero_fills: dict[int, tuple[str, ZeroFill]] = {}
         self.running = False
         self.instance: Instance
         self.source: Node
@@ -115,6 +119,7 @@ class ExportOperation(Operation[ExportResult]):
         sources = self._open_disks(problems)
         free = self._target_problems(problems)
         problems += self._snapshot_problems()
+        problems += self._zero_fill_problems()
         problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
         problems += self._hook_script_problems()
         try:
@@ -220,6 +225,34 @@ class ExportOperation(Operation[ExportResult]):
         reason = f"no snapshot is possible, so the guest would be down while its disks are sent: {'; '.join(reasons)}"
         return [f"{reason}; say --long-sleep if it may be"]
 
+    def _zero_fill_problems(self) -> list[str]:
+        """Choose a zero-fill backend for every disk that one can serve; a disk that none can is sent as it is."""
+        options = self.options
+        if not options.zero_free_space:
+            return []
+        problems: list[str] = []
+        if not self.host.registered("zerofill"):
+            return ["zero_free_space: no zero-fill backend is installed; leave it out, or install a plugin that has one"]
+        for disk in self.instance.disks:
+            try:
+                choice = self.host.zerofill_for(disk, options.zero_fill)
+            except RefusedError as error:
+                return list(error.problems)
+            if choice.backend is not None:
+                self.zero_fills[disk.index] = (choice.name, choice.backend)
+                if choice.backend.writes and self.running and not options.shutdown:
+                    problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
+            elif options.zero_fill:
+                problems.append(f"{disk.label}: zero-fill {options.zero_fill} cannot be used: {'; '.join(choice.reasons)}")
+            else:
+                self.feedback.warn(f"{disk.label}: nothing is skipped as free: {'; '.join(choice.reasons)}")
+        return problems
+
+    def zeroing_limit_s(self, sizes_mib: int) -> float:
+        """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""
+        fixed, per_mib = self.options.zeroing_timeout_fixed_s, self.options.zeroing_timeout_per_mib_s
+        return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * sizes_mib
+
     def _hook_script_problems(self) -> list[str]:
         if self.cluster.hook_dir is None:
             return []
@@ -280,6 +313,9 @@ class ExportOperation(Operation[ExportResult]):
         steps = []
         if self.running and options.shutdown:
             steps.append(f"stop {name}")
+        writing = sorted({fill for fill, backend in self.zero_fills.values() if backend.writes})
+        if writing:
+            steps.append(f"zero the free space of its disks ({', '.join(writing)})")
         if self.uses_snapshots:
             steps.append(f"snapshot its disks ({backends})")
             if options.shutdown:

@@ -15,12 +15,13 @@ Whatever fails before the export is published is undone, the guest first. After 
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..api import DiskReader, ExportStore, ExportWriter
+from ..api import DiskReader, ExportStore, ExportWriter, Extent
 from ..errors import (
     DiskhaulError,
     GuestError,
@@ -34,6 +35,8 @@ from ..formats.codec import Codec, codec_for, parse_compress
 from ..formats.export_id import new_export_id
 from ..formats.manifest import DiskRecord, Manifest, instance_record
 from ..model import Disk
+from ..options import MIB
+from ..pipeline.free_space import checked_free_extents
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, open_stored_disk
 from ..pipeline.send import SendJob
@@ -102,10 +105,12 @@ class ExportRun:
         operation = self._operation
         if not operation.running:
             self._activate_disks()
+            self._zero_in_place()
         elif not self._options.shutdown:
             self._live_snapshots()
         else:
             self._stop_guest()
+            self._zero_in_place()
             if not self._options.remove_instance:
                 self._stopped_snapshots()
 
@@ -269,6 +274,7 @@ class ExportRun:
     def _send_job(self, disk: Disk, sources: list[Source], window: int) -> SendJob:
         source = self._open(disk)
         sources.append(source)
+        source.free = self._free_extents(disk, source)
         planned = self._operation.plan.disks[disk.index].size
         if source.size != planned:
             raise OperationFailedError(f"{disk.label} had {planned} bytes, and has {source.size} now")
@@ -293,6 +299,37 @@ class ExportRun:
             window=window,
             when_sent=when_sent,
         )
+
+    def _free_extents(self, disk: Disk, source: Source) -> Sequence[Extent]:
+        """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense."""
+        chosen = self._operation.zero_fills.get(disk.index)
+        if chosen is None or chosen[1].writes:
+            return ()
+        name, backend = chosen
+        try:
+            return checked_free_extents(backend.free_extents(disk, source.reader), source.size)
+        except Exception as error:  # free space is a saving, never a reason to fail
+            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {error or type(error).__name__}")
+            return ()
+
+    def _zero_in_place(self) -> None:
+        """Let zero-fill backends that write do so, while the guest is off; the limit grows with the disks."""
+        writing = {index: chosen for index, chosen in self._operation.zero_fills.items() if chosen[1].writes}
+        if not writing:
+            return
+        sizes_mib = sum(-(-disk.size // MIB) for disk in self._operation.plan.disks)
+        deadline = time.monotonic() + self._operation.zeroing_limit_s(sizes_mib)
+        with self._part_named("zeroing"), self._feedback.stage("zero", ", ".join(sorted({name for name, _ in writing.values()}))):
+            for index, (name, backend) in writing.items():
+                self._token.raise_if_cancelled()
+                disk = self._instance.disks[index]
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise OperationFailedError(f"{disk.label}: no time left to zero its free space; raise the zeroing timeouts")
+                try:
+                    backend.zero(disk, deadline_s=left_s)
+                except Exception as error:
+                    raise OperationFailedError(f"{disk.label}: zeroing by {name} failed: {error}") from error
 
     def _open(self, disk: Disk) -> Source:
         try:
@@ -328,7 +365,7 @@ class ExportRun:
                 size=job.table.disk_size,
                 bytes_read=job.meter.read,
                 bytes_skipped=job.meter.done - job.meter.read,
-                bytes_written=job.stored_bytes or job.meter.written,
+                bytes_written=job.stored_bytes if self._codec.encoded and job.stored_bytes else job.meter.written,
                 data_bytes=job.data_bytes,
                 zero_bytes=job.zero_bytes,
                 free_bytes=job.free_bytes,

@@ -210,8 +210,8 @@ class ReadBackJob:
             if native.is_zero(chunk):
                 self._zero(offset, len(chunk))
             else:
-                self._write(self._writer.write, offset, chunk)
-                written = len(chunk)
+                count = self._write(self._writer.write, offset, chunk)
+                written = count if isinstance(count, int) else len(chunk)
         self.meter.add(done=len(chunk), read=read, written=written)
 
     def _zero_run(self, task: _Run, scratch: Scratch) -> None:
@@ -248,9 +248,9 @@ class ReadBackJob:
         if self._writer is not None and not self._writer.reads_zero:
             self._write(self._writer.zero, offset, length)
 
-    def _write(self, method: Callable[..., object], offset: int, what: memoryview | int) -> None:
+    def _write(self, method: Callable[..., object], offset: int, what: memoryview | int) -> object:
         try:
-            method(offset, what)
+            return method(offset, what)
         except StorageError:
             raise
         except Exception as error:  # a plugin's writer may raise anything

@@ -34,7 +34,7 @@ class SendJob:
         sent: the file is complete and durable, and the disk is no longer needed.
         seconds: from the making of the meter to that moment.
         data_bytes, zero_bytes, free_bytes: the disk by what it holds; together its size.
-        stored_bytes: size of the file written.
+        stored_bytes: size of the file written (of a raw one, holes included).
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class SendJob:
             written = len(frame)
         else:
             self.table.set(index, chunk_digest(view))
-            self._file.write(offset, view)
-            written = length
+            count = self._file.write(offset, view)
+            written = count if isinstance(count, int) else length
         self._count(data=0 if zero else read, zero=length - task.run.free - (0 if zero else read), free=task.run.free)
         self.meter.add(done=length, read=read, written=written)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import diskhaul_native as native
 
 from ..api import DiskReader, Extent, ExtentKind
 from ..errors import DiskhaulError, StorageError
+from .free_space import overlay
 
 
 class Source:
@@ -18,11 +19,14 @@ class Source:
     Attributes:
         size: bytes.
         label: how messages call it.
+        reader: what it wraps.
+        free: what the guest's filesystems do not use; `extents` gives it as FREE instead of DATA. Sorted, without overlap.
     """
 
     def __init__(self, reader: DiskReader, label: str) -> None:
         self.label = label
-        self._reader = reader
+        self.free: Sequence[Extent] = ()
+        self.reader = reader
         self._closed = False
         size = reader.size
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -37,7 +41,7 @@ class Source:
             if self._fd is not None:
                 native.read_into(self._fd, view, offset, name=self.label)
                 return
-            count = self._reader.read_into(offset, view)
+            count = self.reader.read_into(offset, view)
         except DiskhaulError:
             raise
         except Exception as error:  # a plugin's reader may raise anything
@@ -59,6 +63,9 @@ class Source:
 
     def extents(self) -> Iterator[Extent]:
         """What is where, ascending, without gaps or overlap, covering the whole disk. Checked: plugins get this wrong."""
+        return overlay(self._checked_extents(), self.free)
+
+    def _checked_extents(self) -> Iterator[Extent]:
         position = 0
         try:
             for extent in self._claimed_extents():
@@ -81,7 +88,7 @@ class Source:
             yield Extent(position, self.size - position, ExtentKind.DATA)
 
     def _claimed_extents(self) -> Iterable[Extent]:
-        own = getattr(self._reader, "extents", None)
+        own = getattr(self.reader, "extents", None)
         if callable(own):
             found: Iterable[Extent] = own()
             yield from found
@@ -91,7 +98,7 @@ class Source:
 
     def close(self) -> None:
         """Close the disk; closing it twice is fine. Nobody may be reading."""
-        close = getattr(self._reader, "close", None)
+        close = getattr(self.reader, "close", None)
         if callable(close) and not self._closed:
             self._closed = True
             close()

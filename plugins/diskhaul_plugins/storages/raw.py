@@ -125,14 +125,14 @@ class RawWriter:
     def fileno(self) -> int:
         return self._ready("write")
 
-    def write(self, offset: int, buffer: Buffer, /) -> None:
+    def write(self, offset: int, buffer: Buffer, /) -> int:
         view = memoryview(buffer)
         self._check_range(offset, view.nbytes)
         descriptor = self._ready("write")
         # Zero blocks can be left out where the target is still zero, but not where something was written before.
         zero_holes = not self._is_untouched(offset, view.nbytes)
         try:
-            native.write_sparse(descriptor, view, offset, block_size=BLOCK_SIZE, zero_holes=zero_holes, name=self._path)
+            return native.write_sparse(descriptor, view, offset, block_size=BLOCK_SIZE, zero_holes=zero_holes, name=self._path)
         except OSError as error:
             raise self._failed("write", error, offset) from error
 

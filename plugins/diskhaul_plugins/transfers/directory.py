@@ -326,10 +326,10 @@ class DirectoryFile(StoreFile):
         except OSError as error:
             raise self._failed("write", error, self._end) from error
 
-    def write(self, offset: int, buffer: Buffer, /) -> None:
+    def write(self, offset: int, buffer: Buffer, /) -> int:
         descriptor = self._ready("write")
         try:
-            native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
+            return native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
         except OSError as error:
             raise self._failed("write", error, offset) from error
 
