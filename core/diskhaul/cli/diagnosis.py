@@ -125,6 +125,7 @@ def _machine(problems: list[str]) -> dict[str, str]:
     except Exception as error:  # whatever keeps it from loading is what has to be told
         facts["native core"] = "does not load"
         problems.append(f"native core: {error}; install diskhaul again, with a C compiler at hand")
+    for module in ("zstandard", "blake3", "pydantic", "pluggy"):
         try:
             facts[module] = str(getattr(__import__(module), "__version__", "installed"))
         except Exception as error:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from ..api import ExportReader, ExportStore, Transfer
-from ..errors import DiskhaulError, RefusedError, StorageError, UnknownNameError, UnreachableNodeError
+from ..errors import DiskhaulError, RefusedError, UnknownNameError, UnreachableNodeError
 from ..formats.chunk_table import ChunkTable
 from ..formats.corruption import CorruptError
 from ..formats.export_id import created_at, is_export_id
@@ -82,7 +82,7 @@ class Catalog:
                 try:
                     for record in answer.result():
                         found.setdefault((record.store, record.instance, record.export_id), record)
-                except (DiskhaulError, OSError) as error:
+                except Exception as error:  # a plugin's store may raise anything; the other nodes still count
                     text = str(error)
                     unreachable.append(text if node.name in text else f"node {node.name}: {text}")
         ordered = sorted(found.values(), key=lambda record: (record.instance, record.export_id, record.node))
@@ -145,7 +145,7 @@ def _record(store: ExportStore, node: str, instance: str, export_id: str) -> Exp
             raise CorruptError(f"its manifest is that of {manifest.instance['name']}@{manifest.export_id}")
     except CorruptError as corrupt:
         return replace(blank, problem=corrupt.problem)
-    except StorageError as error:
+    except (DiskhaulError, OSError) as error:
         return replace(blank, problem=str(error))
     return record_of(manifest, node=node, store=store.identity, path=reader.location)
 

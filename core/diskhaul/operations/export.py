@@ -394,7 +394,7 @@ class ExportOperation(Operation[ExportResult]):
             run = ExportRun(
                 self,
                 keeper=GuestKeeper(self.runtime, self.instance, journal, run_id, feedback),
-                snapshots=SnapshotSet(self.snapshot_backends, run_id, journal, feedback),
+                snapshots=SnapshotSet(self.snapshot_backends, run_id, journal, feedback, limit_s=self.options.stall_timeout_s),
             )
             result = run.run()
         finally:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..api import DiskReader, ExportStore, ExportWriter, Extent
 from ..errors import (
@@ -45,12 +45,14 @@ from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import Consistency, DiskResult, ExportRecord, ExportResult
 from .catalog import on_node, read_valid_manifest, record_of
 from .cleanup import clean_up
+from .deadlines import within
 from .guest import GuestKeeper, guest_call
 from .snapshots import SnapshotSet
 
 if TYPE_CHECKING:
     from .export import ExportOperation
 
+T = TypeVar("T")
 _PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has been written in order
 
 
@@ -79,7 +81,7 @@ class ExportRun:
         self._results: dict[int, DiskResult] = {}
         self._incomplete: list[str] = []
         self._part = ""
-        self._writer: ExportWriter
+        self._writer: ExportWriter | None = None
         self._partial_note = 0
 
     def run(self) -> ExportResult:
@@ -234,13 +236,29 @@ class ExportRun:
             "partial",
             {"node": target.name, "instance": self._instance.name, "export_id": self._export_id},
         )
-        with self._part_named("export finalization"):
-            self._writer = on_node(self._operation.host, target, _begin, self._instance.name, self._export_id)
         self._undo.append(("removing the unfinished export", self._abort))
+        with self._part_named("export finalization"):
+            self._writer = self._bounded("begin", lambda: on_node(self._operation.host, target, _begin, *self._named))
+
+    @property
+    def _named(self) -> tuple[str, str]:
+        return self._instance.name, self._export_id
 
     def _abort(self) -> None:
-        self._writer.abort()
+        if self._writer is not None:
+            self._bounded("abort", self._writer.abort)
+        else:  # `begin` failed half-way
+            on_node(self._operation.host, self._operation.target, _remove_partial, *self._named)
         self._journal.strike(self._partial_note)
+
+    def _bounded(self, what: str, call: Callable[[], T]) -> T:
+        """A store's call, within the time in which a transfer has to move."""
+        return within(self._options.stall_timeout_s, f"export store {what}", call)
+
+    @property
+    def _export_writer(self) -> ExportWriter:
+        assert self._writer is not None, "the export has been begun"
+        return self._writer
 
     def _send(self) -> None:
         threads = thread_count(self._options.threads)
@@ -292,7 +310,7 @@ class ExportRun:
 
         return SendJob(
             source,
-            self._writer.create(self._file_name(disk)),
+            self._export_writer.create(self._file_name(disk)),
             chunk_size=effective_chunk_size(source.size, self._options.chunk_size),
             codec=self._codec,
             meter=Meter(disk.index, "send", source.size, self._feedback.emit),
@@ -347,7 +365,7 @@ class ExportRun:
 
     def _write_chunk_tables(self, jobs: list[SendJob]) -> None:
         for index, job in enumerate(jobs):
-            file = self._writer.create(f"disk-{index}.chunks")
+            file = self._export_writer.create(f"disk-{index}.chunks")
             file.append(tuple(job.table.parts()))
             file.finish()
 
@@ -416,7 +434,7 @@ class ExportRun:
             return
         self._part = "verification"
         with self._feedback.stage("verify", self._options.verify):
-            reader = self._writer.reader()
+            reader = self._export_writer.reader()
             stored = [open_stored_disk(reader, record) for record in records]
             try:
                 jobs = [
@@ -462,7 +480,8 @@ class ExportRun:
             if left_out:
                 self._feedback.warn(f"not recorded in the manifest, since JSON cannot hold it: {', '.join(left_out)}")
             operation.locks.check()  # somebody else may hold the instance by now: then this export must not appear
-            self._writer.publish(manifest.to_bytes())
+            content = manifest.to_bytes()
+            self._bounded("publish", lambda: self._export_writer.publish(content))
             record = on_node(
                 operation.host, operation.target, _published_record, operation.target.name, self._instance.name, self._export_id
             )
@@ -483,7 +502,7 @@ class ExportRun:
         ]
         source = self._operation.source.name
         config = render_config_ini(self._instance, dumps, timestamp=int(self._created.timestamp()), source=source)
-        file = self._writer.create(CONFIG_NAME)
+        file = self._export_writer.create(CONFIG_NAME)
         file.append((config,))
         file.finish()
         return {CONFIG_NAME: blake3(config).hexdigest()}
@@ -580,6 +599,10 @@ class _Part:
 
 def _begin(store: ExportStore, instance: str, export_id: str) -> ExportWriter:
     return store.begin(instance, export_id)
+
+
+def _remove_partial(store: ExportStore, instance: str, export_id: str) -> None:
+    store.remove_partial(instance, export_id)
 
 
 def _published_record(store: ExportStore, node: str, instance: str, export_id: str) -> ExportRecord:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from ..api import Runtime
 from ..errors import DiskhaulError, GuestError
@@ -10,15 +12,30 @@ from ..events import GuestChanged
 from ..feedback import Feedback
 from ..journal import Journal
 from ..model import Instance
+from .deadlines import PluginHangsError, within
 
+T = TypeVar("T")
 START_ATTEMPTS = 3
 _RETRY_PAUSE_S = 1.0
 
 
-def guest_call(what: str, instance: Instance, function: object, *arguments: object, **options: object) -> object:
-    """Call a runtime's method; whatever it raises comes out as `GuestError` naming the instance."""
+CALL_LIMIT_S = 300.0
+"""How long a runtime may take for one call; a stop gets the time for a clean shutdown besides."""
+
+
+def guest_call(
+    what: str,
+    instance: Instance,
+    function: Callable[..., T],
+    *arguments: object,
+    limit_s: float = CALL_LIMIT_S,
+    **options: object,
+) -> T:
+    """Call a runtime's method; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance."""
     try:
-        return function(*arguments, **options)  # type: ignore[operator]  # bound methods of a Runtime
+        return within(limit_s, f"{function.__qualname__}", lambda: function(*arguments, **options))
+    except PluginHangsError as error:
+        raise GuestError(f"{instance.name}: cannot {what}: {error}") from error
     except DiskhaulError:
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit included
@@ -61,7 +78,9 @@ class GuestKeeper:
         """
         self._note = self._journal.note(self._run_id, "guest", {"instance": self._instance.name})
         self._stopped_at = time.monotonic()
-        guest_call("stop it", self._instance, self._runtime.stop, self._instance, timeout_s=timeout_s)
+        guest_call(
+            "stop it", self._instance, self._runtime.stop, self._instance, limit_s=CALL_LIMIT_S + timeout_s, timeout_s=timeout_s
+        )
         if self.is_running():
             raise GuestError(f"{self._instance.name}: its runtime says that it stopped the guest, and it is still running")
         self._feedback.emit(GuestChanged(instance=self._instance.name, change="stopped"))

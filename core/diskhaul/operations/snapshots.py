@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from ..api import DiskReader, Snapshot, Snapshots
 from ..errors import DiskhaulError, SnapshotError
 from ..feedback import Feedback
 from ..journal import Journal
 from ..model import Disk
+from .deadlines import within
 from .disk_notes import disk_note
+
+T = TypeVar("T")
 
 
 class SnapshotSet:
-    """Creates, opens and removes the snapshots of an instance's disks.
+    """Creates, opens and removes the snapshots of an instance's disks, `limit_s` seconds at most for each call.
 
     Each is noted in the journal before it is created, and struck off once it is gone.
     """
 
-    def __init__(self, backends: Mapping[int, tuple[str, Snapshots]], run_id: str, journal: Journal, feedback: Feedback) -> None:
+    def __init__(
+        self, backends: Mapping[int, tuple[str, Snapshots]], run_id: str, journal: Journal, feedback: Feedback, *, limit_s: float
+    ) -> None:
         self._backends = backends
         self._run_id, self._journal, self._feedback = run_id, journal, feedback
+        self._limit_s = limit_s
         self._made: dict[int, tuple[Snapshot, int]] = {}
 
     def create(self, disks: Sequence[Disk]) -> None:
@@ -38,7 +45,7 @@ class SnapshotSet:
                     raise SnapshotError(f"snapshot backend {name} plans {snapshot!r}: its reference must carry the run id")
                 note = self._journal.note(self._run_id, "snapshot", snapshot_note(snapshot))
                 self._made[disk.index] = (snapshot, note)
-                backend.create(snapshot)
+                self._bounded("create", partial(backend.create, snapshot))
                 if not backend.exists(snapshot):
                     raise SnapshotError(f"snapshot backend {name} says that it made {snapshot.reference}, and there is none")
             except BaseException as error:  # a plugin may raise anything
@@ -55,7 +62,7 @@ class SnapshotSet:
         name, backend = self._backends[disk.index]
         snapshot, _ = self._made[disk.index]
         try:
-            return backend.open(snapshot)
+            return self._bounded("open", lambda: backend.open(snapshot))
         except DiskhaulError:
             raise
         except Exception as error:
@@ -77,7 +84,7 @@ class SnapshotSet:
         snapshot, note = self._made[index]
         name, backend = self._backends[index]
         try:
-            backend.remove(snapshot)
+            self._bounded("remove", lambda: backend.remove(snapshot))
             if backend.exists(snapshot):
                 raise SnapshotError("it is still there")
         except BaseException as error:
@@ -97,6 +104,9 @@ class SnapshotSet:
             except SnapshotError as error:
                 failures.append(error)
         return failures
+
+    def _bounded(self, what: str, call: Callable[[], T]) -> T:
+        return within(self._limit_s, f"snapshot {what}", call)
 
     def _remove_after(self, failure: DiskhaulError) -> None:
         for error in self.remove_all():

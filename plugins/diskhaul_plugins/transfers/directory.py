@@ -247,12 +247,14 @@ class DirectoryReader(ExportReader):
     """An export directory that is read.
 
     It is entered anew for each call, so nothing is left open; a directory that took its place meanwhile is refused.
+    With `from_medium` the kernel is asked to forget what it has cached of a file before it is read: what comes back was stored.
     Thread-safe.
     """
 
-    def __init__(self, location: str, enter: Callable[[], int]) -> None:
+    def __init__(self, location: str, enter: Callable[[], int], *, from_medium: bool = False) -> None:
         self._location = location
         self._enter = enter
+        self._from_medium = from_medium
         directory = enter()
         try:
             self._status = os.fstat(directory)
@@ -273,11 +275,11 @@ class DirectoryReader(ExportReader):
             raise StorageError(f"{printable(place)}: {printable(name)} is not the name of a file in an export", path=place)
         with self._directory() as directory:
             descriptor, size = _open_regular(directory, name, place)
-        try:
-            # So that what is read comes from the medium, as far as the kernel lets go of its cache.
-            native.drop_cache(descriptor)
-        except OSError:
-            pass  # advice that this filesystem does not take
+        if self._from_medium:
+            try:
+                native.drop_cache(descriptor)
+            except OSError:
+                pass  # advice that this filesystem does not take
         return RawReader(descriptor, size, place)
 
     @contextmanager
@@ -433,7 +435,7 @@ class DirectoryWriter(ExportWriter):
                     return os.dup(self._partial)
             raise StorageError(f"{self.location}: is no longer being written", path=self.location)
 
-        return DirectoryReader(self._partial_place, enter)
+        return DirectoryReader(self._partial_place, enter, from_medium=True)
 
     def publish(self, manifest: bytes, /) -> None:
         with self._lock:

@@ -1,0 +1,43 @@
+"""Bounds how long a plugin may take for one call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..errors import OperationFailedError
+
+T = TypeVar("T")
+
+
+class PluginHangsError(OperationFailedError):
+    """A plugin's call did not return in time. It was left behind, and may still do what it was asked for."""
+
+
+def within(seconds: float, what: str, function: Callable[[], T]) -> T:
+    """Return what ``function()`` returns, or raise what it raises, within `seconds`.
+
+    Python cannot end a thread, so a call that hangs is left behind on one of its own.
+
+    Raises:
+        PluginHangsError: it did not return; `what` says what it was to do.
+    """
+    answer: list[T] = []
+    failure: list[BaseException] = []
+    done = threading.Event()
+
+    def call() -> None:
+        try:
+            answer.append(function())
+        except BaseException as error:  # handed to the caller, whatever it is
+            failure.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=call, name=f"diskhaul-call-{what}", daemon=True).start()
+    if not done.wait(seconds):
+        raise PluginHangsError(f"{what} did not return within {seconds:g} s; it was left behind and may still do its work")
+    if failure:
+        raise failure[0]
+    return answer[0]
