@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import diskhaul_native
 from diskhaul_native import CopyResult, NativeIOError, low_level
+from diskhaul_native._core import ffi, lib
 
 Opened = Callable[..., int]
 MIB = 1 << 20
@@ -120,6 +121,18 @@ def test_a_copy_in_slices_is_the_same_copy(source: int, tmp_path: Path, opened: 
     target = opened(tmp_path / "target")
     os.pwrite(target, b"\xff" * SIZE, 0)
     assert diskhaul_native.copy_range(source, target, 0, SIZE, zero_holes=True) == (2 * MIB, 2 * MIB)
+    assert content(target) == content(source)
+
+
+def test_a_used_up_budget_ends_the_call_so_that_signals_get_their_turn(source: int, tmp_path: Path, opened: Opened) -> None:
+    target = opened(tmp_path / "target")
+    os.ftruncate(target, SIZE)
+    progress = ffi.new("struct dh_copy_progress *")
+    scratch = ffi.from_buffer("char[]", bytearray(4096))
+    positions = []
+    while lib.dh_copy_range(source, target, 0, SIZE, 0, False, scratch, 4096, MIB - 1, progress) == 1:
+        positions.append(progress.position)
+    assert positions == [2 * MIB - 1, 4 * MIB - 2]  # holes cost nothing
     assert content(target) == content(source)
 
 
