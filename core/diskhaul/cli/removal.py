@@ -7,7 +7,7 @@ from functools import partial
 
 import diskhaul
 
-from ..errors import DiskhaulError, InterruptedRunError, RefusedError
+from ..errors import DiskhaulError, InterruptedRunError, RefusedError, UnknownNameError
 from ..records import RemovalResult
 from .invocation import Invocation
 
@@ -23,21 +23,17 @@ def remove_several(
     Raises:
         DiskhaulError: refused; or interrupted; or none could be removed.
     """
-    remove = partial(
-        diskhaul.remove,
-        config=invocation.cluster(),
-        node=node,
-        all_exports=all_exports,
-        on_event=invocation.on_event,
-        cancel=invocation.cancel,
+    tried = partial(
+        diskhaul.remove, config=invocation.cluster(), node=node, all_exports=all_exports, cancel=invocation.cancel, dry_run=True
     )
+    remove = partial(tried, on_event=invocation.on_event, dry_run=False)
     if len(exports) == 1:
         return remove(exports[0], dry_run=dry_run)
     results: list[RemovalResult] = []
     refusals: list[str] = []
     for export in exports:
         try:
-            results.append(remove(export, dry_run=True))
+            results.append(tried(export))
         except RefusedError as error:
             refusals += error.problems
     if refusals:
@@ -51,6 +47,8 @@ def remove_several(
             results.append(remove(export))
         except InterruptedRunError:
             raise
+        except UnknownNameError:
+            continue  # it was there a moment ago: named twice, or removed by somebody else, and gone is what was asked for
         except DiskhaulError as error:
             failures.append(error)
     if not any(result.removed for result in results) and failures:
