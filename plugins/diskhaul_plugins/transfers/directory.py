@@ -153,7 +153,7 @@ class DirectoryStore(ExportStore):
             except OSError as error:
                 raise storage_error("begin an export below", self._path, error) from error
         try:
-            return DirectoryWriter(self._place(instance), directory, export_id)
+            return DirectoryWriter(self._place(instance), directory, export_id, lambda: self._drop_if_empty(instance))
         except BaseException:
             os.close(directory)
             raise
@@ -386,8 +386,9 @@ class DirectoryWriter(ExportWriter):
     Holds descriptors of the export's and the instance's directory until `publish` has succeeded or `abort` was called.
     """
 
-    def __init__(self, place: str, directory: int, export_id: str) -> None:
+    def __init__(self, place: str, directory: int, export_id: str, when_aborted: Callable[[], object]) -> None:
         self._place = place
+        self._when_aborted = when_aborted
         self._directory = directory  # closed by this object, once it exists
         self._export_id = export_id
         self._partial_place = os.path.join(place, partial_name(export_id))
@@ -472,6 +473,7 @@ class DirectoryWriter(ExportWriter):
                 raise _removal_error(self._partial_place, error) from error
             finally:
                 self._close()
+        self._when_aborted()
 
     def _write_manifest(self, manifest: bytes) -> None:
         file = DirectoryFile(
