@@ -139,9 +139,11 @@ def test_what_a_program_leaves_in_the_background_is_ended_with_it() -> None:
     assert not any(is_alive(int(pid)) for pid in finished.output.split())
 
 
-def test_a_daemon_that_holds_the_output_open_makes_nobody_wait() -> None:
-    finished = shell("echo before; setsid sleep 1000 & echo $!")
-    pid = int(finished.output.split()[-1])
+def test_a_daemon_that_holds_the_output_open_makes_nobody_wait(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    away = "setsid sh -c 'echo $$; touch $1; exec sleep 1000' x $1 &"
+    finished = shell(f"{away} while ! test -e $1; do :; done", str(ready))
+    pid = int(finished.output)
     try:
         assert finished.ok
         assert is_alive(pid), "a process that left the group is out of reach, and lives"
