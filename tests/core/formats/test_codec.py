@@ -359,6 +359,17 @@ def test_a_hostile_gzip_member_is_refused_and_the_decoder_lives_on(what: str) ->
     assert bytes(decoder.decode(GOOD_GZIP, CHUNK)) == CHUNK_BYTES
 
 
+def test_what_follows_a_gzip_member_is_found_also_behind_a_whole_read() -> None:
+    """The decoder is fed 256 KiB at a time: here the member ends exactly there."""
+    noise = random.Random(3).randbytes(256 << 10)
+    length = next(n for n in range(len(noise), 0, -1) if len(zlib.compress(noise[:n], 0, 31)) == 256 << 10)
+    member = zlib.compress(noise[:length], 0, 31)
+    decoder = codec_for("gzip").decoder()
+    assert bytes(decoder.decode(member, length)) == noise[:length]
+    with pytest.raises(CorruptError, match="follows"):
+        decoder.decode(member + b"\0", length)
+
+
 @pytest.mark.parametrize("stored", [b"", bytes(CHUNK - 1), bytes(CHUNK + 1)])
 def test_raw_bytes_of_the_wrong_length_are_refused(stored: bytes) -> None:
     with pytest.raises(CorruptError):

@@ -397,6 +397,7 @@ def test_sections_cannot_reach_into_each_other() -> None:
         b"[export]\n" + b"a" * (ganeti.MAX_CONFIG_BYTES - 10) + b"\n",
         b"[export]\na" + b" " * (ganeti.MAX_CONFIG_BYTES - 11) + b"\n",
         b"[export]\na" + b" " * (ganeti.MAX_CONFIG_BYTES - 20) + b"= 1\n",
+        b"[export]\na" + b" " * (ganeti.MAX_CONFIG_BYTES - 20) + b"b = 1\n",
         b"[export]\n" + b"a\n" * (ganeti.MAX_CONFIG_BYTES // 2 - 10),
         b"[export]\n" + b"=\n" * (ganeti.MAX_CONFIG_BYTES // 2 - 10),
         b"[" * (ganeti.MAX_CONFIG_BYTES - 1) + b"\n",
@@ -405,7 +406,7 @@ def test_sections_cannot_reach_into_each_other() -> None:
         b"[export]\na = 1\n" + b"\n" * (ganeti.MAX_CONFIG_BYTES - 20),
         b"\n" * (ganeti.MAX_CONFIG_BYTES + 1),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_description_made_to_cost_is_refused_cheaply(data: bytes) -> None:
     """Lines that would take `configparser` quadratic time: minutes and more, which the suite's time limit would show."""

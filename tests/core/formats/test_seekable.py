@@ -124,6 +124,12 @@ def test_a_hostile_table_is_refused(tail: bytes, size: int) -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize(("count", "size"), [(4, seek_table_length(4) - 1), (2**32 - 1, 2**40), (seekable.MAX_FRAMES + 1, 2**63)])
+def test_a_table_that_cannot_be_there_is_refused_before_anyone_makes_room_for_it(count: int, size: int) -> None:
+    with pytest.raises(CorruptError, match=f"claims {count} frames"):
+        announced_length(footer(count)[-9:], size)
+
+
 @given(st.binary(max_size=200), st.integers(0, 2**63))
 def test_noise_is_refused(tail: bytes, size: int) -> None:
     with pytest.raises(CorruptError):
