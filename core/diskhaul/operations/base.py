@@ -280,7 +280,8 @@ class Operation(Generic[R]):
             environment={**basic, **environment},
             nodes=self.build_hooks_nodes(),
             timeout_s=self.timeouts.hook_s,
-            cancelled=lambda: self.token.cancelled,
+            # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
+            cancelled=lambda: phase == "pre" and self.token.cancelled,
         )
         for result in results:
             if result.problem:

@@ -72,9 +72,6 @@ class ExportOperation(Operation[ExportResult]):
             if problem
         ]
         problems += option_problems(self.options)
-        if self.options.zero_free_space is True:
-            # Silence would be taken for consent: nothing asks the zero-fill backends during an export yet.
-            problems.append("zero_free_space: this version cannot leave out free space yet (holes and zeros always are); drop it")
         allowed = self.cluster.compression
         compressor = self.options.compress.partition(":")[0]
         if compressor in ("none", "zstd", "gzip") and compressor not in allowed:
