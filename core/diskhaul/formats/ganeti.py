@@ -206,6 +206,11 @@ def _text(value: Any) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def is_ours(data: bytes) -> bool:
+    """True for a ``config.ini`` that diskhaul wrote, damaged or not: there is a manifest that goes with it."""
+    return data.startswith(_DIGEST_LINE.encode("ascii"))
+
+
 def parse_config_ini(data: bytes) -> GanetiExport:
     """Read a ``config.ini``. Nothing is interpolated; what diskhaul does not know of is passed over.
 

@@ -141,8 +141,7 @@ def _record(store: ExportStore, node: str, instance: str, export_id: str) -> Exp
         reader = store.open(instance, export_id)
         blank = replace(blank, path=reader.location)
         manifest = read_valid_manifest(reader)
-        if (manifest.export_id, manifest.instance["name"]) != (export_id, instance):
-            raise CorruptError(f"its manifest is that of {manifest.instance['name']}@{manifest.export_id}")
+        check_identity(manifest, blank)
     except CorruptError as corrupt:
         return replace(blank, problem=corrupt.problem)
     except (DiskhaulError, OSError) as error:
@@ -178,6 +177,12 @@ def read_valid_manifest(reader: ExportReader) -> Manifest:
     manifest = read_manifest(reader)
     check_files(reader, manifest)
     return manifest
+
+
+def check_identity(manifest: Manifest, record: ExportRecord) -> None:
+    """Raise `CorruptError` unless the manifest is that of the export which was found as `record`."""
+    if (manifest.export_id, manifest.instance["name"]) != (record.export_id, record.instance):
+        raise CorruptError(f"its manifest is that of {manifest.instance['name']}@{manifest.export_id}")
 
 
 def check_files(reader: ExportReader, manifest: Manifest) -> None:

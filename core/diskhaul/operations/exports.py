@@ -28,11 +28,11 @@ from ..names import expand_name
 from ..options import KeepPolicy
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
-from ..pipeline.workers import as_diskhaul_error, run_jobs
+from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import ExportDetails, ExportRecord, Finding, ListResult, RemovalResult, VerifyResult
 from ..retention import select_kept
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import Catalog, ExportName, check_files, open_record, parse_export_name, record_of
+from .catalog import Catalog, ExportName, check_files, check_identity, open_record, parse_export_name, record_of
 from .cleanup import remove_export, remove_exports
 
 R = TypeVar("R")
@@ -218,24 +218,29 @@ def verify_export(
     path = reader.location
     try:
         manifest = read_manifest(reader)
-        if record is not None and (manifest.export_id, manifest.instance["name"]) != (record.export_id, record.instance):
-            raise CorruptError(f"the manifest is that of {manifest.instance['name']}@{manifest.export_id}")
+        if record is not None:
+            check_identity(manifest, record)
     except (CorruptError, DiskhaulError) as error:
         return [Finding(path=path, file="manifest.json", problem=_problem(error))], 0
     findings = list(_file_findings(reader, manifest))
     stored: list[StoredDisk] = []
+    stuck: tuple[int, ...] = ()
     try:
         for disk_record in manifest.disks:
             try:
                 stored.append(open_stored_disk(reader, disk_record))
             except (CorruptError, DiskhaulError) as error:
-                problem, offset = _problem(error), _offset(error)
+                problem, offset = _problem(error), error.offset if isinstance(error, CorruptError) else None
                 findings.append(Finding(path=path, file=disk_record.file, disk=disk_record.index, problem=problem, offset=offset))
         jobs = [_check_job(disk, operation) for disk in stored]
         run_jobs(jobs, threads=threads, token=operation.token, stall_timeout_s=STALL_TIMEOUT_S)
+    except PipelineStalledError as error:
+        stuck = error.stuck
+        raise
     finally:
-        for disk in stored:
-            disk.source.close()
+        for index, disk in enumerate(stored):
+            if index not in stuck:  # a thread hangs in it; its descriptor must not be given to another file
+                disk.source.close()
     for disk, job in zip(stored, jobs, strict=True):
         findings += _job_findings(path, disk, job)
     return findings, sum(job.meter.read for job in jobs)
@@ -250,8 +255,7 @@ def _job_findings(path: str, disk: StoredDisk, job: ReadBackJob) -> list[Finding
     """What reading one disk found, in the order of the disk."""
     places = [(corrupt.offset, corrupt.problem) for corrupt in sorted(job.findings, key=lambda corrupt: corrupt.offset or 0)]
     if job.error is not None:
-        failure = as_diskhaul_error(job.error, disk.source.label)
-        places.append((_offset(failure), str(failure)))
+        places.append((None, str(as_diskhaul_error(job.error, disk.source.label))))
     return [
         Finding(path=path, file=disk.record.file, disk=disk.record.index, problem=problem, offset=offset)
         for offset, problem in places
@@ -299,11 +303,6 @@ def read_small_file(reader: ExportReader, name: str) -> bytes:
 
 def _problem(error: BaseException) -> str:
     return error.problem if isinstance(error, CorruptError) else str(error)
-
-
-def _offset(error: BaseException) -> int | None:
-    offset = getattr(error, "offset", None)
-    return offset if isinstance(offset, int) else None
 
 
 class RemoveOperation(CatalogOperation[RemovalResult]):

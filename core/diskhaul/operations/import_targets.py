@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..api import DiskWriter, Storage
-from ..errors import StorageError
+from ..errors import DiskhaulError, StorageError
 from ..model import Disk
 
 INCOMPLETE = ".incomplete"
@@ -42,8 +42,13 @@ class ImportTarget:
 
     def problems(self, *, force: bool, new_directory: Path | None = None) -> list[str]:
         """Reasons why it cannot be written. Changes nothing; `new_directory` will be made before anything is written."""
-        if not self.is_file:
-            return []  # only opening it for writing tells, which `open` does for all targets before anything is written
+        if self.is_file:
+            return self._file_problems(force=force, new_directory=new_directory)
+        if self.disk.storage == "block":
+            return self._opening_problems(self.disk, force=force)
+        return []  # a plugin's storage may make what it opens: it is asked when everything else has been checked
+
+    def _file_problems(self, *, force: bool, new_directory: Path | None) -> list[str]:
         path = self.disk.path
         assert path is not None
         if new_directory is not None and path.parent == new_directory and not new_directory.exists():
@@ -52,42 +57,57 @@ class ImportTarget:
             return [f"{path}: its directory does not exist: create it first"]
         if not os.access(path.parent, os.W_OK | os.X_OK):
             return [f"{path}: its directory cannot be written"]
+        problems: list[str] = []
+        for disk in (self.disk, self._beside):
+            assert disk.path is not None
+            try:
+                found = os.lstat(disk.path)
+            except FileNotFoundError:
+                continue
+            if not force:
+                problems.append(f"{disk.path}: exists already: choose another path, or overwrite it with --force")
+            elif not stat.S_ISREG(found.st_mode):
+                problems.append(f"{disk.path}: is not a regular file (links are not followed): choose another path")
+            else:
+                problems += self._opening_problems(disk, force=True)
+        return problems
+
+    def _opening_problems(self, disk: Disk, *, force: bool) -> list[str]:
+        """What opening an existing file or device for writing says. Its first write would empty a file, opening it does not."""
         try:
-            found = os.lstat(path)
-        except FileNotFoundError:
-            return []
-        if not force:
-            return [f"{path}: exists already: choose another path, or overwrite it with --force"]
-        if not stat.S_ISREG(found.st_mode):
-            return [f"{path}: is not a regular file (links are not followed): choose another path"]
-        try:
-            # Opening an existing file for writing checks that nobody uses it, and empties it only at the first write.
-            self.storage.create(self.disk, self.size, overwrite=True).close()
-        except (StorageError, OSError) as error:
+            self.storage.create(disk, self.size, overwrite=force).close()
+        except (DiskhaulError, OSError) as error:
             return [str(error)]
         return []
 
+    @property
+    def _beside(self) -> Disk:
+        """The file that is written until it is whole."""
+        assert self.disk.path is not None
+        return replace(self.disk, path=self.disk.path.with_name(self.disk.path.name + INCOMPLETE))
+
     def open(self, *, force: bool, label: str) -> OpenTarget:
-        """Open it for writing.
+        """Open it for writing; nothing is written yet.
 
         Raises:
             StorageError: it cannot be.
         """
         if self.is_file:
-            assert self.disk.path is not None
-            beside = replace(self.disk, path=self.disk.path.with_name(self.disk.path.name + INCOMPLETE))
-            return FileTarget(self, self.storage.create(beside, self.size, overwrite=force))
+            return FileTarget(self, self.storage.create(self._beside, self.size, overwrite=force), overwrite=force)
         return InPlaceTarget(self.storage.create(self.disk, self.size, overwrite=force), label)
 
 
 class OpenTarget:
-    """A target that is being written. `writer` takes the chunks; then `complete`, or just `close`."""
+    """A target that is being written: `begin`, chunks into `writer`, then `complete`, or just `close`."""
 
     def __init__(self, writer: DiskWriter) -> None:
         self.writer = writer
 
+    def begin(self) -> None:
+        """Mark it as incomplete, durably. Called when all targets have been opened, before anything else is written."""
+
     def complete(self) -> None:
-        """Make it count as whole, durably. Everything has been written and flushed."""
+        """Make it count as whole, durably, and close it. Everything has been written and flushed."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -98,17 +118,21 @@ class OpenTarget:
 class FileTarget(OpenTarget):
     """An image file, written as ``NAME.incomplete`` and renamed: what it replaces stays whole until then."""
 
-    def __init__(self, target: ImportTarget, writer: DiskWriter) -> None:
+    def __init__(self, target: ImportTarget, writer: DiskWriter, *, overwrite: bool) -> None:
         super().__init__(writer)
         assert target.disk.path is not None
         self._path: Path = target.disk.path
+        self._overwrite = overwrite
 
     def complete(self) -> None:
+        self.writer.close()  # what closing reports must not come after the file has its name
         beside = self._path.with_name(self._path.name + INCOMPLETE)
         try:
-            if self._path.exists():  # overwritten with --force: its owner and mode stay
-                before = self._path.stat()
-                os.chown(beside, before.st_uid, before.st_gid)
+            before = self._path.lstat() if os.path.lexists(self._path) else None
+            if before is not None and not (self._overwrite and stat.S_ISREG(before.st_mode)):
+                raise StorageError(f"{self._path}: appeared while it was restored to {beside.name}", path=str(self._path))
+            if before is not None:  # its owner and mode stay
+                os.chown(beside, before.st_uid, before.st_gid, follow_symlinks=False)
                 os.chmod(beside, stat.S_IMODE(before.st_mode))
             os.rename(beside, self._path)
             directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -126,11 +150,13 @@ class InPlaceTarget(OpenTarget):
     def __init__(self, writer: DiskWriter, label: str) -> None:
         self._inner = writer
         self._head: bytes | None = None
-        self._marker = f"diskhaul: incomplete import of {label}\n".encode()
-        if writer.size >= _HEAD:
+        self._marker = f"diskhaul: incomplete import of {label}\n".encode()[:_HEAD]
+        super().__init__(_HeadKeeper(writer, self))
+
+    def begin(self) -> None:
+        if self._inner.size >= _HEAD:
             self._inner.write(0, memoryview(self._marker.ljust(_HEAD, b"\0")))
             self._inner.flush()
-        super().__init__(_HeadKeeper(writer, self))
 
     def keep_head(self, head: bytes) -> None:
         self._head = head
@@ -139,6 +165,7 @@ class InPlaceTarget(OpenTarget):
         if self._inner.size >= _HEAD:
             self._inner.write(0, memoryview(self._head or bytes(_HEAD)))
             self._inner.flush()
+        self._inner.close()
 
     def close(self) -> None:
         self._inner.close()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ..api import ExportReader, LockMode
-from ..errors import DiskhaulError, OperationFailedError, RefusedError, VerificationError
+from ..errors import DiskhaulError, OperationFailedError, RefusedError, StorageError, VerificationError
 from ..feedback import Feedback
 from ..formats.corruption import CorruptError
-from ..formats.ganeti import CONFIG_NAME, parse_config_ini
-from ..formats.manifest import MANIFEST_NAME, DiskRecord, instance_from_record, read_manifest
+from ..formats.ganeti import CONFIG_NAME, GanetiDump, is_ours, parse_config_ini, size_mib
+from ..formats.manifest import MANIFEST_NAME, DiskRecord, Manifest, instance_from_record, read_manifest
 from ..model import Disk, Instance
 from ..names import expand_name, name_problem
 from ..option_checks import import_option_problems
@@ -27,9 +27,12 @@ from ..pipeline.source import Source
 from ..pipeline.workers import DiskJob, PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import DiskResult, ExportRecord, Finding, ImportResult
 from .base import LockLevel, RunContext, Timeouts
-from .catalog import ExportName, check_files, open_record, parse_export_name
+from .catalog import ExportName, check_files, check_identity, open_record, parse_export_name
 from .exports import CatalogOperation, is_export_path, open_by_path, read_small_file
+from .guest import guest_call
 from .import_targets import ImportTarget, OpenTarget
+
+_INCOMPLETE = "what was written is marked incomplete"
 
 
 class StoredSource(Protocol):
@@ -61,10 +64,13 @@ class _Checked:
 class _Unchecked:
     """A raw dump that Ganeti wrote: there is nothing to check it against."""
 
-    def __init__(self, reader: ExportReader, file: str) -> None:
-        self._source = Source(reader.open(file), f"{reader.location}/{file}")
+    def __init__(self, reader: ExportReader, dump: GanetiDump) -> None:
+        self._source = Source(reader.open(dump.file), f"{reader.location}/{dump.file}")
         self.size = self._source.size
         self.data_bytes = self._source.size
+        if size_mib(self.size) < dump.size_mib:  # it may be larger: volumes are made of whole extents
+            self.close()
+            raise CorruptError(f"{dump.file} was cut: it has {self.size} bytes, the disk {dump.size_mib} MiB")
 
     def job(self, target: OpenTarget, meter: Meter) -> DiskJob:
         return RawRestoreJob(self._source, target.writer, meter)
@@ -106,6 +112,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
         self._configured: Instance | None = None
         self._reader: ExportReader
         self._exported: Instance
+        self._manifest: Manifest
+        self._dumps: tuple[GanetiDump, ...] = ()
         self._export_id = ""
         self._targets: list[ImportTarget] = []
 
@@ -174,15 +182,24 @@ class ImportOperation(CatalogOperation[ImportResult]):
         try:
             names = self._reader.names()
             if MANIFEST_NAME not in names and CONFIG_NAME in names:
-                config = parse_config_ini(read_small_file(self._reader, CONFIG_NAME))
-                self._exported = config.instance
-                self._dumps = [dump.file for dump in config.dumps]
+                self._read_ganeti_config(read_small_file(self._reader, CONFIG_NAME))
                 return
-            manifest = read_manifest(self._reader)
+            manifest = self._manifest = read_manifest(self._reader)
+            if self._record is not None:
+                check_identity(manifest, self._record)
             self._exported = instance_from_record(manifest.instance)
             self._export_id = manifest.export_id
         except (CorruptError, DiskhaulError) as error:
             raise self._damaged(error, MANIFEST_NAME) from error
+
+    def _read_ganeti_config(self, data: bytes) -> None:
+        if is_ours(data):  # without its manifest nothing could be checked, and nobody made it so on purpose
+            raise CorruptError(f"{MANIFEST_NAME} is missing: this is a diskhaul export in Ganeti's layout, and not whole")
+        config = parse_config_ini(data)
+        if config.compression != "none":
+            raise CorruptError(f"{CONFIG_NAME}: its dumps are compressed ({config.compression}): only plain ones can be read")
+        self._exported = config.instance
+        self._dumps = config.dumps
 
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
         if not self._has_cluster:
@@ -215,9 +232,11 @@ class ImportOperation(CatalogOperation[ImportResult]):
         file = MANIFEST_NAME
         try:
             if not self._export_id:
-                sources = [_Unchecked(self._reader, file) for file in self._dumps]
+                for dump in self._dumps:
+                    file = dump.file
+                    sources.append(_Unchecked(self._reader, dump))
             else:
-                manifest = read_manifest(self._reader)
+                manifest = self._manifest
                 file = ""
                 check_files(self._reader, manifest)
                 for name, digest in manifest.other_files.items():
@@ -238,7 +257,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
 
     def _damaged(self, error: BaseException, file: str, disk: int | None = None) -> VerificationError:
         problem = error.problem if isinstance(error, CorruptError) else str(error)
-        offset = getattr(error, "offset", None)
+        offset = error.offset if isinstance(error, CorruptError) else None  # that of a StorageError is one in the stored file
         finding = Finding(path=self._reader.location, file=file, disk=disk, offset=offset, problem=problem)
         return VerificationError(f"cannot import: {finding}", findings=(finding,))
 
@@ -287,30 +306,40 @@ class ImportOperation(CatalogOperation[ImportResult]):
         problems = []
         if self._configured is not None:
             try:
-                if self.host.runtime(self._configured.runtime).is_running(self._configured):
+                runtime = self.host.runtime(self._configured.runtime)
+                if guest_call("find out whether it is running", self._configured, runtime.is_running, self._configured):
                     problems.append(f"{self._configured.name} is running: stop it before its disks are overwritten")
             except DiskhaulError as error:
                 problems.append(str(error))
+        own = self._configured.name if self._configured is not None else ""
         owners = {
-            os.path.realpath(disk.path): f"{instance.name} {disk.label}"
+            place: f"{instance.name} {disk.label}"
             for instance in self.host.inventory().instances().values()
             for disk in instance.disks
-            if disk.path is not None and instance is not self._configured
+            if instance.name != own
+            for place in self._places(disk)
         }
         export = os.path.realpath(self._reader.location)
         seen: set[str] = set()
         for target in self._targets:
-            if target.disk.path is None:
-                continue
-            place = os.path.realpath(target.disk.path)
-            if place in owners:
-                problems.append(f"{target.place} belongs to {owners[place]}: choose another path")
-            if place == export or os.path.dirname(place) == export:
+            places = self._places(target.disk)
+            if owner := next((owners[place] for place in sorted(places) if place in owners), None):
+                problems.append(f"{target.place} belongs to {owner}: choose another path")
+            if any(place.startswith("/") and os.path.commonpath((place, export)) == export for place in places):
                 problems.append(f"{target.place} lies in the export itself: choose another path")
-            if place in seen:
+            if not places.isdisjoint(seen):
                 problems.append(f"{target.place} is given for two disks")
-            seen.add(place)
+            seen |= places
         return problems
+
+    def _places(self, disk: Disk) -> set[str]:
+        """Where a disk's bytes are, by its path and by what its storage says (the file behind a loop device)."""
+        places = {os.path.realpath(disk.path)} if disk.path is not None else set()
+        try:
+            places.add(self.host.storage(disk.storage).location(disk))
+        except Exception:  # the storage of another instance may be missing here
+            pass
+        return places - {""}
 
     def _room_problems(self, sources: list[StoredSource]) -> list[str]:
         """Whether the filesystems of new image files have room for the data."""
@@ -337,7 +366,10 @@ class ImportOperation(CatalogOperation[ImportResult]):
 
     def execute(self, feedback: Feedback) -> ImportResult:
         if self._to_dir is not None:
-            self._to_dir.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self._to_dir.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"{self._to_dir}: cannot be made: {error.strerror}", path=str(self._to_dir)) from error
         with ExitStack() as stack:
             sources = self._open_sources(stack)
             results = self._restore(sources, stack, feedback)
@@ -347,41 +379,25 @@ class ImportOperation(CatalogOperation[ImportResult]):
 
     def _restore(self, sources: list[StoredSource], stack: ExitStack, feedback: Feedback) -> tuple[DiskResult, ...]:
         opened: list[OpenTarget] = []
-        jobs: list[DiskJob] = []
-        meters: list[Meter] = []
-        abandoned = False
+        meters = [
+            Meter(target.disk.index, "restore", source.size, feedback.emit)
+            for target, source in zip(self._targets, sources, strict=True)
+        ]
         try:
             with feedback.stage("restore", self._label()):
-                for target, source in zip(self._targets, sources, strict=True):
-                    opened.append(target.open(force=self.options.force, label=self._label()))
-                    meters.append(Meter(target.disk.index, "restore", source.size, feedback.emit))
-                    jobs.append(source.job(opened[-1], meters[-1]))
-                run_jobs(
-                    jobs,
-                    threads=self.options.threads,
-                    token=self.token,
-                    stall_timeout_s=self.options.stall_timeout_s,
-                    stop_together=True,
-                )
-                self._raise_for_failed(jobs)
-                for target, source, open_target in zip(self._targets, sources, opened, strict=True):
-                    if target.size > source.size and not open_target.writer.reads_zero:
-                        open_target.writer.zero(source.size, target.size - source.size)
-                        open_target.writer.flush()
-                for open_target in opened:
-                    open_target.complete()
-        except PipelineStalledError:
-            abandoned = True
+                for target in self._targets:
+                    # One by one: what was opened before one that fails has to be closed.
+                    opened.append(target.open(force=self.options.force, label=self._label()))  # noqa: PERF401
+                self._write(sources, opened, meters)
+        except PipelineStalledError as error:
             stack.pop_all()  # threads hang in these files: their descriptors must not be given to others
+            error.add_note(_INCOMPLETE)
             raise
-        except (VerificationError, DiskhaulError):
-            raise
-        except Exception as error:
-            raise OperationFailedError(f"import of {self._label()} failed: {error}; {self._incomplete()}") from error
-        finally:
-            if not abandoned:
-                for open_target in opened:
-                    open_target.close()
+        except BaseException as error:  # a plugin's storage may raise anything
+            failure = self._closed(opened, error)
+            if failure is error:
+                raise
+            raise failure from error
         return tuple(
             DiskResult(
                 index=target.disk.index,
@@ -394,23 +410,52 @@ class ImportOperation(CatalogOperation[ImportResult]):
             for target, meter in zip(self._targets, meters, strict=True)
         )
 
+    def _write(self, sources: list[StoredSource], opened: list[OpenTarget], meters: list[Meter]) -> None:
+        for open_target in opened:
+            open_target.begin()
+        jobs = [source.job(target, meter) for source, target, meter in zip(sources, opened, meters, strict=True)]
+        run_jobs(
+            jobs,
+            threads=self.options.threads,
+            token=self.token,
+            stall_timeout_s=self.options.stall_timeout_s,
+            stop_together=True,
+        )
+        self._raise_for_failed(jobs)
+        for target, source, open_target in zip(self._targets, sources, opened, strict=True):
+            if target.size > source.size and not open_target.writer.reads_zero:
+                open_target.writer.zero(source.size, target.size - source.size)
+                open_target.writer.flush()
+        for open_target in opened:
+            open_target.complete()
+
+    def _closed(self, opened: list[OpenTarget], error: BaseException) -> DiskhaulError:
+        """Close what is left incomplete; return the error to raise."""
+        if isinstance(error, DiskhaulError):
+            failure = error
+        else:
+            failure = OperationFailedError(f"import of {self._label()} failed: {error or type(error).__name__}")
+        if opened:
+            failure.add_note(_INCOMPLETE)
+        for open_target in opened:
+            try:
+                open_target.close()
+            except Exception as problem:  # the others still have to be closed
+                failure.add(problem, "closing an incomplete disk")
+        return failure
+
     def _raise_for_failed(self, jobs: list[DiskJob]) -> None:
         for target, job in zip(self._targets, jobs, strict=True):
             error = job.error
             if isinstance(error, CorruptError):
-                failure = self._damaged(error, "", disk=target.disk.index)
-                failure.add_note(self._incomplete())
-                raise failure from error
+                raise self._damaged(error, "", disk=target.disk.index) from error
             if error is not None:
                 index = target.disk.index
                 cause = as_diskhaul_error(error, f"disk {index}")
                 raise OperationFailedError(
-                    f"import of {self._label()} failed: disk {index}: {cause}; {self._incomplete()}",
+                    f"import of {self._label()} failed: disk {index}: {cause}; {_INCOMPLETE}",
                     parts=(f"disk import: disk(s) {index}",),
                 ) from error
-
-    def _incomplete(self) -> str:
-        return "what was written is marked incomplete"
 
     def _describe_instance(self, directory: Path) -> None:
         """Leave a description of the instance beside its disks, ready for a configuration."""
@@ -421,11 +466,13 @@ class ImportOperation(CatalogOperation[ImportResult]):
             for exported, target in zip(self._exported.disks, self._targets, strict=True)
         )
         text = instance_toml(replace(self._exported, name=self._instance_name, disks=disks))
-        descriptor = os.open(
-            directory / "instance.toml", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        path = directory / "instance.toml"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:  # the disks are whole, and what it says is in the export
+            self.feedback.warn(f"{path}: cannot be written: {error.strerror}")
 
     def _result(self, disks: tuple[DiskResult, ...], *, dry_run: bool) -> ImportResult:
         warnings = list(self.feedback.warnings)
@@ -455,8 +502,10 @@ def _directory_problems(directory: Path, *, force: bool) -> list[str]:
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:
-        parent = Path(os.path.abspath(directory)).parent
-        return [] if parent.is_dir() else [f"{parent} does not exist: create it first"]
+        if not directory.parent.is_dir():
+            return [f"{directory.parent} does not exist: create it first"]
+        writable = os.access(directory.parent, os.W_OK | os.X_OK)
+        return [] if writable else [f"{directory.parent} cannot be written: {directory.name} cannot be made in it"]
     except OSError as error:
         return [f"{directory}: {error.strerror}: give a directory"]
     if entries and not force:

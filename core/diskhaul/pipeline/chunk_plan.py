@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from ..api import Extent, ExtentKind
 
 MAX_RUN = 4096
-"""Chunks in one run of empty chunks at the most: keeps the frames of one run under a megabyte."""
+"""Chunks in one run of empty chunks at the most."""
+
+MAX_RUN_BYTES = 1 << 20
+"""What the frames of one run may take together: several runs per thread are in memory at once."""
+
+
+def longest_run(frame_length: int) -> int:
+    """How many frames of zeros, each `frame_length` bytes, make one run (gzip needs 4 KiB for 4 MiB, zstd 200 bytes)."""
+    return max(1, min(MAX_RUN, MAX_RUN_BYTES // frame_length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +35,11 @@ class ChunkRun:
     free: int = 0
 
 
-def chunk_runs(extents: Iterable[Extent], size: int, chunk_size: int) -> Iterator[ChunkRun]:
-    """Cut a disk of `size` bytes into runs, ascending and complete. `extents` must cover the disk (`Source.extents`)."""
+def chunk_runs(extents: Iterable[Extent], size: int, chunk_size: int, max_run: int = MAX_RUN) -> Iterator[ChunkRun]:
+    """Cut a disk of `size` bytes into runs, ascending and complete; empty ones have at most `max_run` chunks.
+
+    `extents` must cover the disk without gaps or overlap (`Source.extents`).
+    """
     pending: list[tuple[int, int]] = []  # data segments of the chunk being gathered
     pending_free = 0
     chunk = 0  # the chunk being gathered
@@ -48,7 +59,7 @@ def chunk_runs(extents: Iterable[Extent], size: int, chunk_size: int) -> Iterato
             elif position == index * chunk_size and extent.end >= chunk_end:
                 # Whole empty chunks: as many at once as there are.
                 whole = (extent.end - position) // chunk_size if extent.end < size else -(-(size - position) // chunk_size)
-                count = min(whole, MAX_RUN)
+                count = min(whole, max_run)
                 end = min(position + count * chunk_size, size)
                 yield ChunkRun(index, count, (), end - position if free else 0)
                 chunk = index + count

@@ -14,7 +14,7 @@ from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_
 from ..formats.codec import Codec, codec_for, max_stored_length, parse_compress
 from ..formats.corruption import CorruptError
 from ..formats.manifest import DiskRecord
-from .chunk_plan import MAX_RUN, chunk_runs
+from .chunk_plan import chunk_runs, longest_run
 from .meter import Meter
 from .source import Source
 from .workers import Scratch
@@ -65,7 +65,7 @@ def read_chunk_table(export: ExportReader, record: DiskRecord, codec: Codec) -> 
         source.fill(0, memoryview(data))
     finally:
         source.close()
-    table = ChunkTable.from_bytes(bytes(data), disk_size=record.size, chunk_size=record.chunk_size, encoded=codec.encoded)
+    table = ChunkTable.from_bytes(data, disk_size=record.size, chunk_size=record.chunk_size, encoded=codec.encoded)
     if table.root_digest() != record.root_digest:
         raise CorruptError(f"{record.chunks_file}: the chunk digests do not match the manifest's root digest")
     if table.stored_root() != record.stored_root:
@@ -127,13 +127,14 @@ class ReadBackJob:
     # --- which chunks -----------------------------------------------------------------------------------------------
 
     def _encoded_runs(self) -> Iterator[_Run]:
-        table = self._disk.table
-        zero = zero_digest(self._disk.record.chunk_size)
-        first = count = 0
+        table, chunk_size = self._disk.table, self._disk.record.chunk_size
+        zero = zero_digest(chunk_size)
+        first = count = max_run = 0
         for index in range(table.count):
-            if table.digest(index) == zero and table.chunk_length(index) == self._disk.record.chunk_size:
+            if table.digest(index) == zero and table.chunk_length(index) == chunk_size:
+                max_run = max_run or longest_run(len(self._disk.codec.zero_frame(chunk_size)))
                 count += 1
-                if count < MAX_RUN:
+                if count < max_run:
                     continue
             if count:
                 yield _Run(first, count, zero=True)
@@ -154,16 +155,21 @@ class ReadBackJob:
         return next(self._runs, None)
 
     def run(self, task: _Run, scratch: Scratch, /) -> None:
+        if task.zero and self._is_run_of_zeros(task, scratch):
+            return
+        # One by one, also where a run that should be zero is not quite what it should be: each chunk has its own offset.
+        for index in range(task.first, task.first + task.count):
+            self._one_chunk(index, scratch)
+
+    def _one_chunk(self, index: int, scratch: Scratch) -> None:
+        offset = index * self._disk.record.chunk_size
         try:
-            if task.zero:
-                self._zero_run(task, scratch)
-            elif self._offsets is None:
-                self._raw_chunk(task.first, scratch)
+            if self._offsets is None:
+                self._raw_chunk(index, scratch)
             else:
-                self._encoded_chunk(task.first, scratch)
+                self._encoded_chunk(index, scratch)
         except CorruptError as corrupt:
-            place = task.first * self._disk.record.chunk_size if corrupt.offset is None else corrupt.offset
-            located = CorruptError(corrupt.problem, place)
+            located = CorruptError(corrupt.problem, offset)
             if self._stop_at_first:
                 raise located from corrupt
             self._found(located)
@@ -171,7 +177,7 @@ class ReadBackJob:
             if self._stop_at_first:
                 raise
             # A place of the store that cannot be read: the rest may be readable, and is worth knowing about.
-            self._found(CorruptError(str(error), task.first * self._disk.record.chunk_size))
+            self._found(CorruptError(str(error), offset))
 
     def _found(self, corrupt: CorruptError) -> None:
         with self._finding:
@@ -214,35 +220,33 @@ class ReadBackJob:
                 written = count if isinstance(count, int) else len(chunk)
         self.meter.add(done=len(chunk), read=read, written=written)
 
-    def _zero_run(self, task: _Run, scratch: Scratch) -> None:
-        """Chunks that should all be zero: holes of a raw file, or repeated frames."""
+    def _is_run_of_zeros(self, task: _Run, scratch: Scratch) -> bool:
+        """Deal with a run that should be zero at once; False, and nothing done, where its chunks have to be looked at singly."""
         table, chunk_size = self._disk.table, self._disk.record.chunk_size
-        last = task.first + task.count - 1
-        length = (task.count - 1) * chunk_size + table.chunk_length(last)
-        if self._offsets is None:
-            for index in range(task.first, last + 1):
-                if table.digest(index) != zero_digest(table.chunk_length(index)):
-                    raise CorruptError("a hole where data was written", index * chunk_size)
-            read = 0
+        indexes = range(task.first, task.first + task.count)
+        length = (task.count - 1) * chunk_size + table.chunk_length(indexes[-1])
+        read = 0
+        if self._offsets is None:  # a hole
+            if any(table.digest(index) != zero_digest(table.chunk_length(index)) for index in indexes):
+                return False
         else:
             frame = self._disk.codec.zero_frame(chunk_size)
-            read = self._offsets[last + 1] - self._offsets[task.first]
-            if read != len(frame) * task.count:  # made by another version of the compressor: the long way
-                for index in range(task.first, last + 1):
-                    self._encoded_chunk(index, scratch)
-                return
-            view = scratch.buffer(read)
-            self._disk.source.fill(self._offsets[task.first], view)
-            if view != frame * task.count:
-                for index in range(task.first, last + 1):
-                    self._encoded_chunk(index, scratch)
-                return
+            read = self._offsets[indexes[-1] + 1] - self._offsets[task.first]
+            if read != len(frame) * task.count:  # made by another version of the compressor
+                return False
             expected = stored_digest(frame)
-            for index in range(task.first, last + 1):
-                if table.stored_digest(index) != expected:
-                    raise CorruptError("the stored bytes are not those that were written (digest mismatch)", index * chunk_size)
+            if any(table.stored_digest(index) != expected for index in indexes):
+                return False
+            view = scratch.buffer(read)
+            try:
+                self._disk.source.fill(self._offsets[task.first], view)
+            except StorageError:
+                return False  # chunk by chunk it will show which one
+            if view != frame * task.count:
+                return False
         self._zero(task.first * chunk_size, length)
         self.meter.add(done=length, read=read)
+        return True
 
     def _zero(self, offset: int, length: int) -> None:
         if self._writer is not None and not self._writer.reads_zero:

@@ -11,7 +11,7 @@ import diskhaul_native as native
 from ..api import StoreFile
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec
-from .chunk_plan import ChunkRun, chunk_runs
+from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
 from .meter import Meter
 from .ordered import OrderedAppender
 from .source import Source
@@ -62,7 +62,9 @@ class SendJob:
         self._counting = threading.Lock()
 
     def _numbered(self) -> Iterator[_Task]:
-        runs = chunk_runs(self._source.extents(), self._source.size, self._chunk_size)
+        several = self._codec.encoded and self._source.size >= self._chunk_size
+        max_run = longest_run(len(self._codec.zero_frame(self._chunk_size))) if several else MAX_RUN
+        runs = chunk_runs(self._source.extents(), self._source.size, self._chunk_size, max_run)
         for number, run in enumerate(runs):
             yield _Task(number, run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 
 import diskhaul_native as native
@@ -32,8 +33,7 @@ class Source:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise StorageError(f"{label}: its storage gives the size {size!r}, which is not a number of bytes", path=label)
         self.size = size
-        fileno = getattr(reader, "fileno", None)
-        self._fd: int | None = fileno() if callable(fileno) else None
+        self._fd = _descriptor(reader)
 
     def fill(self, offset: int, view: memoryview) -> None:
         """Read the whole of `view` from `offset` on; less is an error, never zeros."""
@@ -69,6 +69,13 @@ class Source:
         position = 0
         try:
             for extent in self._claimed_extents():
+                if not _is_extent(extent):
+                    # A kind that is none would otherwise pass for a hole, and data for zeros.
+                    raise StorageError(
+                        f"{self.label}: its storage gives {extent!r} after offset {position}, which is no extent",
+                        path=self.label,
+                        offset=position,
+                    )
                 if extent.offset < position or extent.length <= 0 or extent.end > self.size:
                     raise StorageError(
                         f"{self.label}: its storage gives the extent {extent.offset}+{extent.length} "
@@ -106,3 +113,25 @@ class Source:
     def _failure(self, doing: str, offset: int, error: Exception) -> StorageError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return StorageError(f"{self.label}: cannot {doing} it at offset {offset}: {reason}", path=self.label, offset=offset)
+
+
+def _descriptor(reader: DiskReader) -> int | None:
+    """The reader's descriptor; None where it has none, also where ``fileno`` only says so (`io` classes)."""
+    fileno = getattr(reader, "fileno", None)
+    if not callable(fileno):
+        return None
+    try:
+        number: int = fileno()
+    except io.UnsupportedOperation:
+        return None
+    return number
+
+
+def _is_extent(extent: object) -> bool:
+    """Whether it is an `Extent` of whole bytes and of a kind there is."""
+    return (
+        isinstance(extent, Extent)
+        and type(extent.offset) is int
+        and type(extent.length) is int
+        and isinstance(extent.kind, ExtentKind)
+    )

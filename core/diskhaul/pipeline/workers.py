@@ -72,6 +72,7 @@ class _State:
     def __init__(self, job: DiskJob) -> None:
         self.job = job
         self.running = 0
+        self.taking = False  # a thread is in `take`
         self.exhausted = False
         self.ended = False
 
@@ -101,25 +102,37 @@ class _Pool:
 
     def _claim(self) -> tuple[_State, Any] | None:
         """The next task of the next disk in turn; None when no disk has one."""
-        while True:
+        while (state := self._next_disk()) is not None:
+            task = None
+            try:
+                task = state.job.take()  # without the lock: it asks the disk for its extents, which may hang
+            except BaseException as error:
+                self._failed(state, error)
             with self.changed:
-                if self.stopping:
-                    return None
-                ready = [s for s in self.states if not s.exhausted and s.job.error is None]
-                if not ready:
-                    return None
-                self._turn += 1
-                state = ready[self._turn % len(ready)]
-                state.running += 1
-                try:
-                    task = state.job.take()
-                except BaseException as error:
-                    task = None
-                    self._failed(state, error)
-                if task is not None:
-                    return state, task
-                state.exhausted = True
+                state.taking = False
+                state.exhausted = task is None
+                self.changed.notify_all()
+            if task is not None:
+                return state, task
             self._release(state)
+        return None
+
+    def _next_disk(self) -> _State | None:
+        """The next disk in turn, marked as being asked for a task; None when all tasks have been given out."""
+        with self.changed:
+            while not self.stopping:
+                having = [s for s in self.states if not s.exhausted and s.job.error is None]
+                if not having:
+                    return None
+                ready = [s for s in having if not s.taking]
+                if ready:
+                    self._turn += 1
+                    state = ready[self._turn % len(ready)]
+                    state.running += 1
+                    state.taking = True
+                    return state
+                self.changed.wait()
+            return None
 
     def _release(self, state: _State) -> None:
         """One thread less on this disk; the last one finishes it."""
@@ -154,6 +167,7 @@ class _Pool:
     def stop(self) -> None:
         with self.changed:
             self.stopping = True
+            self.changed.notify_all()
         for state in self.states:
             state.job.fail()
 
@@ -177,23 +191,39 @@ def run_jobs(
             of the jobs in its `stuck` must not be closed (their numbers could be given to other files).
     """
     pool = _Pool(jobs, stop_together=stop_together)
-    pool.working = thread_count(threads)
-    for number in range(pool.working):
-        threading.Thread(target=pool.work, name=f"diskhaul-chunk-{number}", daemon=True).start()
-    seen, since, patience_s = -1, time.monotonic(), stall_timeout_s
+    _start_threads(pool, thread_count(threads))
+    seen, since, patience_s, cancelling = -1, time.monotonic(), stall_timeout_s, False
     with pool.changed:
         while pool.working:
             pool.changed.wait(_POLL_S)
             if pool.progress != seen:
                 seen, since = pool.progress, time.monotonic()
-            if token.cancelled and not pool.stopping:
+            if token.cancelled and not cancelling:
+                cancelling = True
                 pool.stop()
                 patience_s, since = min(stall_timeout_s, CANCEL_GRACE_S), time.monotonic()
-            if time.monotonic() - since > patience_s:
+            if pool.working and time.monotonic() - since > patience_s:
                 pool.stop()
                 stuck = [number for number, state in enumerate(pool.states) if state.running]
-                raise PipelineStalledError(f"nothing moved for {patience_s:g} s", stuck=stuck)
+                first = next((state.job.error for state in pool.states if state.job.error is not None), None)
+                before = f", after another disk had failed: {first}" if first is not None else ""
+                raise PipelineStalledError(f"nothing moved for {patience_s:g} s{before}", stuck=stuck) from first
     token.raise_if_cancelled()
+
+
+def _start_threads(pool: _Pool, count: int) -> None:
+    """Start `count` threads, or as many as the system allows; one is enough."""
+    for number in range(count):
+        with pool.changed:
+            pool.working += 1
+        try:
+            threading.Thread(target=pool.work, name=f"diskhaul-chunk-{number}", daemon=True).start()
+        except RuntimeError as error:  # a limit on threads
+            with pool.changed:
+                pool.working -= 1
+            if number == 0:
+                raise OperationFailedError(f"no thread could be started: {error}") from error
+            return
 
 
 class PipelineStalledError(OperationFailedError):
