@@ -21,6 +21,10 @@ CORE := $(wildcard native/csrc/*.c native/csrc/*.h)
 BUILD := pyproject.toml native/ffi_build.py native/build_backend.py $(CORE)
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Wstrict-prototypes -Wmissing-prototypes -Wcast-qual -Werror
 
+# A temporary directory of its own for each run: what another run left mounted in a shared one would disturb this. It goes when the
+# shell ends, but not what is still mounted in it.
+IN_TEMPORARY := tmp=$$(mktemp -d); trap 'rm -rf --one-file-system "$$tmp"' EXIT;
+
 .PHONY: all demo test lint bench stress sanitize clean
 
 all: $(VENV)/.installed
@@ -47,7 +51,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	scripts/system-packages test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(IN_TEMPORARY) $(BIN)/python -m pytest --basetemp=$$tmp/t -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -62,7 +66,7 @@ stress: $(VENV)/.installed-test
 	scripts/system-packages test
 	set -e; for round in $$(seq $(STRESS_ROUNDS)); do \
 	    echo "round $$round of $(STRESS_ROUNDS)"; \
-	    $(BIN)/python -m pytest -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS); \
+	    ( $(IN_TEMPORARY) $(BIN)/python -m pytest --basetemp=$$tmp/t -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS) ); \
 	done
 
 # A build of its own beside the installed one. Python's own allocator is replaced, so that a write past a buffer is seen; leaks are
@@ -70,10 +74,11 @@ stress: $(VENV)/.installed-test
 sanitize: $(VENV)/.installed-test
 	rm -rf build/sanitize
 	DISKHAUL_BUILD=sanitize CC="$(CC)" $(BIN)/python scripts/build-sanitized build/sanitize
+	$(IN_TEMPORARY) \
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc \
 	PYTHONPATH=$(CURDIR)/build/sanitize/lib DISKHAUL_EXPECT_CORE=$(CURDIR)/build/sanitize/lib \
-	$(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/native
+	$(BIN)/python -m pytest --basetemp=$$tmp/t -p no:cacheprovider $(PYTEST_ARGS) tests/native
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info native/diskhaul_native/_core.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
