@@ -116,6 +116,7 @@ def test_a_terminal_gets_a_bar_per_disk_and_lines_above(monkeypatch: pytest.Monk
     assert "sending disk 0" in shown
     assert "sending disk 1" in shown
     assert " 25%" in shown
+    assert "100 bytes" not in shown, "the size is known from the start"
     assert r"diskhaul: warning: [bold]not markup[/bold] \x1b[2J" in shown
     assert "\x1b[?25h" in shown, "the cursor is shown again"
 

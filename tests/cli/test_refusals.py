@@ -47,7 +47,7 @@ def test_numbers_that_are_none_are_refused_all_together_by_option(diskhaul: Run,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Usage:"),
+        ([], "Missing command (see 'diskhaul --help')"),
         (["bogus"], "No such command 'bogus'"),
         (["--bogus", "list"], "--bogus"),
         (["export"], "INSTANCE is missing"),

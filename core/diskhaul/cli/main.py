@@ -90,9 +90,6 @@ class _Commands(click.Group):
 
 def _failed(error: BaseException, *, json: bool) -> int:
     code = failures.exit_code(error)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not json:
-        print(error.format_message(), file=sys.stderr)
-        return code
     try:
         if os.environ.get("DISKHAUL_DEBUG"):
             traceback.print_exception(error)
@@ -134,6 +131,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
 @click.group(
     cls=_Commands,
+    no_args_is_help=False,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": None},
 )

@@ -151,11 +151,11 @@ class BarReporter(StageReporter):
             task = None
         if task is None:
             label = f"{_ACTIVITIES.get(event.activity, event.activity)} disk {event.disk}"
-            task = self._tasks[key] = bars.add_task(escape(label))
+            task = self._tasks[key] = bars.add_task(escape(label), total=event.total or 1)
         if event.finished:
             self._finished.add(task)
         # A disk of 0 bytes has no progress to show: its bar would pulse for ever.
-        bars.update(task, completed=event.done if event.total else 1, total=event.total or 1)
+        bars.update(task, completed=event.done if event.total else 1)
 
     def line(self, text: str) -> None:
         if self._bars is None:
