@@ -71,7 +71,8 @@ def loop_device(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
 
     def attach(image: Path) -> str:
         requires("losetup", root=True)
-        device = subprocess.run(["losetup", "-f", "--show", str(image)], check=True, capture_output=True, text=True).stdout.strip()
+        attached = subprocess.run(["losetup", "-f", "--show", str(image)], check=True, capture_output=True, text=True)
+        device = attached.stdout.strip()
         devices.append(device)
         return device
 
