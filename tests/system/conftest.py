@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -348,6 +349,22 @@ def plain_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         yield made
 
 
+def end_guest(guest: ProcessGuest) -> None:
+    """Kill a guest and wait until its process is gone: its lock is free a moment before its disk is closed."""
+    try:
+        descriptor = os.pidfd_open(guest.pid)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        guest.close()
+        return
+    try:
+        guest.close()
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        waiting.poll(30_000)
+    finally:
+        os.close(descriptor)
+
+
 class _made:  # noqa: N801  # used like a function
     def __init__(self, path: Path, disks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._lab = Lab(path, disks)
@@ -364,7 +381,7 @@ class _made:  # noqa: N801  # used like a function
 
     def __exit__(self, *_: object) -> None:
         for guest in self._lab.guests.values():
-            guest.close()
+            end_guest(guest)
         shutil.rmtree(self._lab.disks)
 
 

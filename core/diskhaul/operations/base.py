@@ -26,6 +26,7 @@ from ..feedback import EventListener, Feedback
 from ..host import PluginHost
 from ..journal import Journal
 from ..model import Cluster
+from .plugin_answers import problems_from
 
 R = TypeVar("R")
 
@@ -229,7 +230,7 @@ class Operation(Generic[R]):
                 continue
             if not wanted_anything:
                 _ = self.context.journal  # makes the state directory, which locks may lie in too
-                problems = list(self.host.locks().check())
+                problems = problems_from("locks", self.host.locks().check)
                 if problems:
                     raise RefusedError(problems)
                 wanted_anything = True

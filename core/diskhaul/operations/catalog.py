@@ -82,7 +82,7 @@ class Catalog:
                 try:
                     for record in answer.result():
                         found.setdefault((record.store, record.instance, record.export_id), record)
-                except Exception as error:  # a plugin's store may raise anything; the other nodes still count
+                except BaseException as error:  # a plugin's store may raise anything; the other nodes still count
                     text = str(error)
                     unreachable.append(text if node.name in text else f"node {node.name}: {text}")
         ordered = sorted(found.values(), key=lambda record: (record.instance, record.export_id, record.node))

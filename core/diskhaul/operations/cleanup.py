@@ -76,7 +76,7 @@ def remove_exports(
             removed.append(record)
         except DiskhaulError as error:
             failed.append(f"{name} was not removed: {error}")
-        except Exception as error:  # a plugin may raise anything; the other removals still happen
+        except BaseException as error:  # a plugin may raise anything; the other removals still happen
             failed.append(f"{name} was not removed: {type(error).__name__}: {error}")
     return removed, failed
 

@@ -23,6 +23,7 @@ from .export_run import ExportRun
 from .guest import GuestKeeper
 from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
+from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
 from .snapshots import SnapshotSet
 
@@ -111,15 +112,18 @@ class ExportOperation(Operation[ExportResult]):
     def check_prerequisites(self) -> None:
         """Find every reason to refuse, and make the plan."""
         problems: list[str] = []
-        problems += self._node_problems()
-        problems += self._guest_problems()
-        sources = self._open_disks(problems)
-        free = self._target_problems(problems)
-        problems += self._snapshot_problems()
-        problems += self._zero_fill_problems()
-        problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
-        problems += self._hook_script_problems()
+        sources: dict[int, Source] = {}
         try:
+            problems += self._node_problems()
+            problems += self._guest_problems()
+            self._open_disks(sources, problems)
+            free = self._target_problems(problems)
+            problems += self._snapshot_problems()
+            problems += self._zero_fill_problems()
+            problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
+            problems += self._hook_script_problems()
+        problems += self._layout_problems()
+            problems += problems_from("clean-up", self._cleanup_problems)
             if problems:
                 raise RefusedError(problems)
             self.plan = self._make_plan(sources, free)
@@ -150,7 +154,7 @@ class ExportOperation(Operation[ExportResult]):
         instance, options = self.instance, self.options
         try:
             self.runtime = self.host.runtime(instance.runtime)
-            problems = list(self.runtime.check(instance))
+            problems = problems_from(instance.name, lambda: self.runtime.check(instance))
             if problems:
                 return problems
             keeper = GuestKeeper(self.runtime, instance, self.context.journal, self.context.run_id, self.feedback)
@@ -164,9 +168,8 @@ class ExportOperation(Operation[ExportResult]):
             return [f"{instance.name} is running: it cannot be removed with --no-shutdown; stop it or leave the option out"]
         return []
 
-    def _open_disks(self, problems: list[str]) -> dict[int, Source]:
-        """Open every disk for a look; add what is wrong to `problems`."""
-        sources: dict[int, Source] = {}
+    def _open_disks(self, sources: dict[int, Source], problems: list[str]) -> None:
+        """Open every disk for a look into `sources`, to be closed by the caller; add what is wrong to `problems`."""
         if not self.instance.disks:
             problems.append(f"{self.instance.name} has no disks: there is nothing to export")
         places: dict[str, str] = {}
@@ -178,15 +181,14 @@ class ExportOperation(Operation[ExportResult]):
                     sources[disk.index] = source = open_source(storage, disk)
                     wrong += size_problems(disk, source)
                 place = storage.location(disk)
+                if not isinstance(place, str):
+                    raise TypeError(f"its storage gives the location {place!r} instead of text")
                 if place and place in places:
                     wrong.append(f"{disk.label} is the same as {places[place]}")
                 places[place] = disk.label
-            except RefusedError as error:
-                wrong = list(error.problems)
-            except Exception as error:  # a plugin may raise anything
-                wrong = [f"{disk.label}: {error}"]
+            except BaseException as error:  # a plugin may raise anything, SystemExit included
+                wrong = failure_lines(disk.label, error)
             problems += [line if line.startswith(f"disk {disk.index}") else f"{disk.label}: {line}" for line in wrong]
-        return sources
 
     def _target_problems(self, problems: list[str]) -> int | None:
         """Add what is wrong with the target to `problems`; return its free space."""
@@ -194,8 +196,8 @@ class ExportOperation(Operation[ExportResult]):
             return None
         try:
             found, free = on_node(self.host, self.target, _store_facts, self.instance.name)
-        except (DiskhaulError, OSError) as error:
-            problems.append(str(error))
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            problems += failure_lines(f"node {self.target.name}", error)
             return None
         problems += found
         return free
@@ -250,12 +252,33 @@ class ExportOperation(Operation[ExportResult]):
         fixed, per_mib = self.options.zeroing_timeout_fixed_s, self.options.zeroing_timeout_per_mib_s
         return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * sizes_mib
 
+    def _cleanup_problems(self) -> list[str]:
+        """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""
+        self.host.cleanup()
+        return []
+
     def _hook_script_problems(self) -> list[str]:
         if self.cluster.hook_dir is None:
             return []
         from ..hook_scripts import hook_problems
 
         return hook_problems(self.cluster.hook_dir, self.hooks_name)
+
+    def _layout_problems(self) -> list[str]:
+        """What Ganeti's description of an instance cannot hold."""
+        if self.options.layout != "ganeti":
+            return []
+        from ..formats.ganeti import GanetiDump, render_config_ini
+
+        dumps = [
+            GanetiDump(file=disk.uuid or f"disk-{disk.index}", size_mib=0, ivname=f"disk/{disk.index}", name=disk.name)
+            for disk in self.instance.disks
+        ]
+        try:
+            render_config_ini(self.instance, dumps, timestamp=0, source=self.source.name)
+        except RefusedError as error:
+            return [f"layout ganeti: {problem}" for problem in error.problems]
+        return []
 
     # --- the plan ---------------------------------------------------------------------------------------------------
 
@@ -275,8 +298,13 @@ class ExportOperation(Operation[ExportResult]):
     def _make_plan(self, sources: Mapping[int, Source], free: int | None) -> Plan:
         compression = parse_compress(self.options.compress)
         disks = []
+        unreadable: list[str] = []
         for disk in self.instance.disks:
-            estimate = estimate_disk(sources[disk.index], compression, self.options.chunk_size)
+            try:
+                estimate = estimate_disk(sources[disk.index], compression, self.options.chunk_size)
+            except BaseException as error:  # a plugin may raise anything, SystemExit included
+                unreadable += failure_lines(disk.label, error)
+                continue
             disks.append(
                 PlannedDisk(
                     index=disk.index,
@@ -288,6 +316,8 @@ class ExportOperation(Operation[ExportResult]):
                     snapshot=self.snapshot_backends[disk.index][0] if self.uses_snapshots else "",
                 )
             )
+        if unreadable:
+            raise RefusedError(unreadable)
         return Plan(
             operation=self.name,
             run_id=self.context.run_id,
@@ -342,7 +372,7 @@ class ExportOperation(Operation[ExportResult]):
         new = imagined_record(self.context.run_id, self.instance.name, self.target.name)
         try:
             return tuple(choose_superseded(self.host, new, listed.exports))
-        except Exception:  # a policy that fails is reported when it counts; a plan can do without
+        except BaseException:  # a policy that fails is reported when it counts; a plan can do without
             return ()
 
     # --- hook scripts -----------------------------------------------------------------------------------------------

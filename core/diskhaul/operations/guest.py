@@ -28,12 +28,13 @@ def guest_call(
     instance: Instance,
     function: Callable[..., T],
     *arguments: object,
-    limit_s: float = CALL_LIMIT_S,
+    limit_s: float | None = None,
     **options: object,
 ) -> T:
     """Call a runtime's method; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance."""
     try:
-        return within(limit_s, f"{function.__qualname__}", lambda: function(*arguments, **options))
+        limit_s = CALL_LIMIT_S if limit_s is None else limit_s
+        return within(limit_s, getattr(function, "__qualname__", what), lambda: function(*arguments, **options))
     except PluginHangsError as error:
         raise GuestError(f"{instance.name}: cannot {what}: {error}") from error
     except DiskhaulError:
