@@ -122,7 +122,7 @@ class ExportOperation(Operation[ExportResult]):
             problems += self._zero_fill_problems()
             problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
             problems += self._hook_script_problems()
-        problems += self._layout_problems()
+            problems += self._layout_problems()
             problems += problems_from("clean-up", self._cleanup_problems)
             if problems:
                 raise RefusedError(problems)
