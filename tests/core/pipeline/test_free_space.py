@@ -1,67 +1,81 @@
-"""Free space laid over what is allocated."""
+"""Laying free extents over the disk's own."""
 
 from __future__ import annotations
 
 import pytest
-from diskhaul.api import Extent, ExtentKind
-from diskhaul.pipeline.free_space import checked_free_extents, overlay
 from hypothesis import given
 from hypothesis import strategies as st
 
-SIZE = 64
+from diskhaul.api import Extent, ExtentKind
+from diskhaul.pipeline.free_space import checked_free_extents, overlay
+
+DATA, HOLE, FREE = ExtentKind.DATA, ExtentKind.HOLE, ExtentKind.FREE
+SIZE = 100
 
 
-def _cut(marks: list[int], kinds: list[ExtentKind]) -> list[Extent]:
-    """Extents from 0 to SIZE, cut at `marks`, of `kinds` in turn."""
-    edges = sorted({0, SIZE, *marks})
-    return [
-        Extent(begin, end - begin, kinds[number % len(kinds)])
-        for number, (begin, end) in enumerate(zip(edges, edges[1:], strict=False))
-    ]
-
-
-def _bytes(extents: list[Extent]) -> list[ExtentKind]:
-    return [extent.kind for extent in extents for _ in range(extent.length)]
-
-
-@given(
-    st.lists(st.integers(1, SIZE - 1)),
-    st.lists(st.integers(1, SIZE - 1)),
-    st.booleans(),
-    st.booleans(),
-)
-def test_only_data_becomes_free_and_every_byte_is_covered_once(
-    disk_marks: list[int], free_marks: list[int], hole_first: bool, free_first: bool
-) -> None:
-    kinds = [ExtentKind.HOLE, ExtentKind.DATA] if hole_first else [ExtentKind.DATA, ExtentKind.HOLE]
-    disk = _cut(disk_marks, kinds)
-    everything = _cut(free_marks, [ExtentKind.FREE, ExtentKind.DATA] if free_first else [ExtentKind.DATA, ExtentKind.FREE])
-    free = [extent for extent in everything if extent.kind is ExtentKind.FREE]
-    laid = list(overlay(disk, free))
-    expected = [
-        ExtentKind.FREE if kind is ExtentKind.DATA and is_free is ExtentKind.FREE else kind
-        for kind, is_free in zip(_bytes(disk), _bytes(everything), strict=True)
-    ]
-    assert _bytes(laid) == expected
-    assert [extent.offset for extent in laid] == [sum(e.length for e in laid[:i]) for i in range(len(laid))]
+def letters(extents: list[Extent]) -> str:
+    """One letter per byte; fails unless the extents follow each other without gaps."""
+    text = ""
+    for extent in extents:
+        assert extent.offset == len(text)
+        assert extent.length > 0
+        text += extent.kind.value[0] * extent.length
+    return text
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("free", "wanted"),
     [
-        [Extent(0, 10, ExtentKind.FREE), Extent(5, 10, ExtentKind.FREE)],
-        [Extent(60, 10, ExtentKind.FREE)],
-        [Extent(-1, 2, ExtentKind.FREE)],
-        [Extent(0, 0, ExtentKind.FREE)],
-        [Extent(0, 10, ExtentKind.DATA)],
+        ([], "ddddhhhhdddd"),
+        ([(0, 12)], "ffffhhhhffff"),
+        ([(0, 1), (2, 1)], "fdfdhhhhdddd"),
+        ([(3, 6)], "dddfhhhhfddd"),
+        ([(4, 4)], "ddddhhhhdddd"),
+        ([(11, 1)], "ddddhhhhdddf"),
     ],
-    ids=["overlap", "past the end", "before the start", "empty", "another kind"],
 )
-def test_free_extents_that_cannot_be_are_believed_in_no_part(found: list[Extent]) -> None:
-    with pytest.raises(ValueError, match="on a disk of 64 bytes"):
-        checked_free_extents(found, SIZE)
+def test_free_space_is_only_taken_from_data(free: list[tuple[int, int]], wanted: str) -> None:
+    extents = [Extent(0, 4, DATA), Extent(4, 4, HOLE), Extent(8, 4, DATA)]
+    assert letters(list(overlay(extents, [Extent(offset, length, FREE) for offset, length in free]))) == wanted
 
 
-def test_free_extents_come_out_sorted() -> None:
-    late, early = Extent(32, 8, ExtentKind.FREE), Extent(0, 8, ExtentKind.FREE)
-    assert checked_free_extents([late, early], SIZE) == (early, late)
+@given(
+    kinds=st.text("dhf", min_size=1, max_size=60),
+    cuts=st.lists(st.booleans(), min_size=60, max_size=60),
+    free=st.text("-f", min_size=60, max_size=60),
+)
+def test_every_byte_is_what_it_was_unless_it_was_data_and_is_free(kinds: str, cuts: list[bool], free: str) -> None:
+    by_letter = {kind.value[0]: kind for kind in ExtentKind}
+    extents: list[Extent] = []
+    for position, letter in enumerate(kinds):
+        if extents and extents[-1].kind is by_letter[letter] and not cuts[position]:
+            extents[-1] = Extent(extents[-1].offset, extents[-1].length + 1, extents[-1].kind)
+        else:
+            extents.append(Extent(position, 1, by_letter[letter]))
+    free = free[: len(kinds)]
+    spots = [Extent(position, 1, FREE) for position, letter in enumerate(free) if letter == "f"]
+    wanted = "".join("f" if own == "d" and over == "f" else own for own, over in zip(kinds, free, strict=True))
+    assert letters(list(overlay(extents, spots))) == wanted
+
+
+def test_free_extents_are_sorted() -> None:
+    first, second = Extent(0, 10, FREE), Extent(50, 10, FREE)
+    assert checked_free_extents([second, first], SIZE) == (first, second)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [Extent(0, 10, DATA)],
+        [Extent(0, 10, HOLE)],
+        [Extent(0, 0, FREE)],
+        [Extent(0, -1, FREE)],
+        [Extent(-1, 10, FREE)],
+        [Extent(95, 6, FREE)],
+        [Extent(0, 10, FREE), Extent(9, 10, FREE)],
+        [Extent(0, 10, FREE), Extent(0, 10, FREE)],
+    ],
+)
+def test_of_wrong_free_extents_none_is_believed(wrong: list[Extent]) -> None:
+    with pytest.raises(ValueError, match="on a disk of 100 bytes"):
+        checked_free_extents(wrong, SIZE)
