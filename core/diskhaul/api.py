@@ -462,7 +462,13 @@ class Transfer(Protocol):
 
 
 class Cleanup(Protocol):
-    """Which exports a new one supersedes. Only chooses; removing is the operation's."""
+    """Which exports a new one supersedes. Only chooses; removing is the operation's.
+
+    A backend that never chooses anything says so with ``removes_exports = False``: nodes are then not even asked, and one that
+    does not answer leaves nothing undone.
+    """
+
+    removes_exports: bool = True
 
     def superseded(self, new: ExportRecord, existing: Sequence[ExportRecord], /) -> Iterable[ExportRecord]:
         """Choose from `existing` (all other valid exports of the instance, on all nodes that answer)."""

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from .names import escape
+
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for when the environment does not say."""
 
@@ -77,13 +79,6 @@ class Finished:
         """The last lines that are not empty, joined by `` | ``, safe for a terminal: control characters are escaped."""
         lines = [line for line in self.output.decode("utf-8", "backslashreplace").splitlines() if line.strip()]
         return " | ".join(escape(line.strip())[:width] for line in lines[-count:])
-
-
-def escape(text: str) -> str:
-    """Return `text` with everything that is not printable as a backslash escape."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii") for character in text
-    )
 
 
 def run(

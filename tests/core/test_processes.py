@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from diskhaul import processes
-from diskhaul.processes import Finished, escape, process_stat, run
+from diskhaul.names import escape
+from diskhaul.processes import Finished, process_stat, run
 
 ENVIRONMENT = {"PATH": processes.SEARCH_PATH}
 LONG_S = 60.0

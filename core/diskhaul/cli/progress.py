@@ -81,6 +81,8 @@ class StageReporter(Reporter):
 
     def tell(self, event: Event) -> None:
         match event:
+            case StageStarted(stage="locks" | "prerequisites"):
+                pass  # over in a moment; a wait for a lock is told by itself, and so is a failure
             case StageStarted(stage=stage, detail=detail):
                 self.line(f"{stage}: {detail}" if detail else stage)
             case StageFinished(stage=stage, ok=False, seconds=seconds):

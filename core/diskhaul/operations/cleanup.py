@@ -32,6 +32,8 @@ def clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[Expor
     if operation.options.verify == "none":
         operation.feedback.warn("earlier exports are kept, since the new one was not read back (verify = none)")
         return (), []
+    if not getattr(operation.host.cleanup(), "removes_exports", True):
+        return (), []
     with operation.feedback.stage("cleanup"):
         nodes = operation.host.inventory().nodes().values()
         listed = Catalog(operation.host, nodes).list(new.instance)

@@ -15,6 +15,8 @@ def capability() -> Capability:
 class NoCleanup(Cleanup):
     """Never chooses anything."""
 
+    removes_exports = False
+
     def __init__(self, context: BackendContext) -> None:
         pass
 

@@ -57,7 +57,8 @@ from urllib.parse import quote
 
 from diskhaul.api import BackendContext, Capability, HeldLock, LockMode, Locks
 from diskhaul.errors import ConfigurationError, InterruptedRunError, LockError, LockLostError, LockTimeoutError
-from diskhaul.processes import escape, process_stat
+from diskhaul.names import escape
+from diskhaul.processes import process_stat
 
 DEFAULT_LEASE_S = 30.0
 MIN_LEASE_S, MAX_LEASE_S = 0.2, 3600.0
