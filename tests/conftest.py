@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,14 @@ import pytest
 
 SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 os.environ["PATH"] = SEARCH_PATH  # mkfs and losetup live in sbin, which is not on every user's path
+
+# An editable install is found by a hook of the environment's Python; child processes of tests are given sys.path instead.
+for _package in ("diskhaul", "diskhaul_plugins", "diskhaul_native"):
+    _spec = importlib.util.find_spec(_package)
+    if _spec is not None and _spec.origin is not None:
+        _root = str(Path(_spec.origin).parent.parent)
+        if _root not in sys.path:
+            sys.path.append(_root)
 
 
 def requires(*programs: str, root: bool = False) -> None:
