@@ -28,7 +28,7 @@ _OPTIONS = (
         "--zero-free-space/--no-zero-free-space",
         "zero_free_space",
         None,
-        "Leave out, or zero, what the guest's filesystems do not use.",
+        "Leave out, or zero, what the guest's filesystems do not use. Needs a plugin.",
     ),
     ("--zero-fill", "zero_fill", str, "How free space is found. [default: the first backend that can]"),
     ("--zeroing-timeout-fixed", "zeroing_timeout_fixed_s", SECONDS, "Limit for zeroing, seconds. [default: 300]"),
@@ -94,7 +94,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, **given:
     \b
     Examples:
       diskhaul export web1 --node beta
-      diskhaul export web1 --node beta --no-shutdown --zero-free-space
+      diskhaul export web1 --node beta --no-shutdown --compress zstd:3
       diskhaul export db1 --node beta --compress zstd:9 --verify full --dry-run
     """
     import diskhaul

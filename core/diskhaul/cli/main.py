@@ -141,7 +141,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 def cli(ctx: click.Context) -> None:
     """Export virtual-machine instances and bring them back.
 
-    An export stops or freezes a guest, snapshots its disks, starts it again, and streams the disks (without their free space,
-    compressed, with a digest on every block) to another node, where it appears only once it is complete.
+    An export stops or freezes a guest, snapshots its disks, starts it again, and streams the disks (without their holes,
+    compressed, with a digest on every chunk) to another node, where it appears only once it is complete.
     """
     ctx.ensure_object(Invocation)
