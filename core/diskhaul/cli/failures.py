@@ -26,7 +26,7 @@ def problems(error: BaseException) -> tuple[str, ...]:
     if isinstance(error, RefusedError):
         return error.problems
     if isinstance(error, VerificationError):
-        return (str(error), *map(str, error.findings))
+        return (str(error), *(line for line in map(str, error.findings) if line not in str(error)))
     if isinstance(error, OperationFailedError):
         return (str(error), *(part for part in error.parts if part not in str(error)))
     if isinstance(error, DiskhaulError):
