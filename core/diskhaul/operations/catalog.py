@@ -168,7 +168,7 @@ def record_of(manifest: Manifest, *, node: str, store: str, path: str) -> Export
 
 
 def read_valid_manifest(reader: ExportReader) -> Manifest:
-    """Read an export's manifest and check that exactly its files are there, in their sizes. Contents are `verify`'s.
+    """Read an export's manifest and check that exactly its files are there, in their sizes. Disks' contents are `verify`'s.
 
     Raises:
         CorruptError: this is not a valid export.
@@ -176,6 +176,8 @@ def read_valid_manifest(reader: ExportReader) -> Manifest:
     """
     manifest = read_manifest(reader)
     check_files(reader, manifest)
+    for name in manifest.other_files:
+        check_other_file(reader, manifest, name)
     return manifest
 
 
@@ -204,6 +206,35 @@ def check_files(reader: ExportReader, manifest: Manifest) -> None:
                     raise CorruptError(f"{name} has {file.size} bytes instead of {size}")
             finally:
                 file.close()
+
+
+def check_other_file(reader: ExportReader, manifest: Manifest, name: str) -> None:
+    """Raise `CorruptError` unless the file `name`, which belongs to no disk, is the one that was written."""
+    from blake3 import blake3  # not at the top: start-up time
+
+    if blake3(read_small_file(reader, name)).hexdigest() != manifest.other_files[name]:
+        raise CorruptError(f"{name} is not what was written (digest mismatch)")
+
+
+MAX_SMALL_FILE = 1 << 20
+
+
+def read_small_file(reader: ExportReader, name: str) -> bytes:
+    """Read a whole file of an export that cannot be large.
+
+    Raises:
+        CorruptError: it is large.
+        StorageError: it cannot be read.
+    """
+    file = reader.open(name)
+    try:
+        if file.size > MAX_SMALL_FILE:
+            raise CorruptError(f"{name} has {file.size} bytes, far too many for what it is")
+        data = bytearray(file.size)
+        file.read_into(0, memoryview(data))
+        return bytes(data)
+    finally:
+        file.close()
 
 
 def open_record(host: PluginHost, node: Node, record: ExportRecord) -> ExportReader:

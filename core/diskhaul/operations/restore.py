@@ -27,8 +27,16 @@ from ..pipeline.source import Source
 from ..pipeline.workers import DiskJob, PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import DiskResult, ExportRecord, Finding, ImportResult
 from .base import LockLevel, RunContext, Timeouts
-from .catalog import ExportName, check_files, check_identity, open_record, parse_export_name
-from .exports import CatalogOperation, is_export_path, open_by_path, read_small_file
+from .catalog import (
+    ExportName,
+    check_files,
+    check_identity,
+    check_other_file,
+    open_record,
+    parse_export_name,
+    read_small_file,
+)
+from .exports import CatalogOperation, is_export_path, open_by_path
 from .guest import guest_call
 from .import_targets import ImportTarget, OpenTarget
 
@@ -229,28 +237,26 @@ class ImportOperation(CatalogOperation[ImportResult]):
     def _open_sources(self, stack: ExitStack) -> list[StoredSource]:
         """Open every disk of the export, checking sizes, chunk tables and trailers."""
         sources: list[StoredSource] = []
-        file = MANIFEST_NAME
+        file = ""
+        disk: int | None = None
         try:
             if not self._export_id:
-                for dump in self._dumps:
-                    file = dump.file
+                for index, dump in enumerate(self._dumps):
+                    disk, file = index, dump.file
                     sources.append(_Unchecked(self._reader, dump))
             else:
                 manifest = self._manifest
-                file = ""
                 check_files(self._reader, manifest)
-                for name, digest in manifest.other_files.items():
-                    from blake3 import blake3
-
-                    if blake3(read_small_file(self._reader, name)).hexdigest() != digest:
-                        raise CorruptError(f"{name} is not what was written (digest mismatch)")
+                for name in manifest.other_files:
+                    file = name
+                    check_other_file(self._reader, manifest, name)
                 for record in manifest.disks:
-                    file = record.file
+                    disk, file = record.index, record.file
                     sources.append(_Checked(self._reader, record))
         except (CorruptError, DiskhaulError) as error:
             for source in sources:
                 source.close()
-            raise self._damaged(error, file, disk=len(sources) if file not in ("", MANIFEST_NAME) else None) from error
+            raise self._damaged(error, file, disk=disk) from error
         for source in sources:
             stack.callback(source.close)
         return sources
