@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TypeVar
 
 from .errors import InterruptedRunError
@@ -19,9 +21,14 @@ class CancellationToken:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._cancelling = False
         self.reason = ""
 
     def cancel(self, reason: str = "cancelled") -> None:
+        # A signal handler may come in the middle of another one that is in here, and the event's lock cannot be taken twice.
+        if self._cancelling:
+            return
+        self._cancelling = True
         self.reason = self.reason or reason
         self._event.set()
 
@@ -44,6 +51,9 @@ def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
     Python delivers KeyboardInterrupt between any two bytecodes of the main thread, also in the middle of a clean-up. So the
     work runs on a thread of its own; the main thread only waits, turns interrupts into `token.cancel`, and raises
     KeyboardInterrupt once the work has ended. Called from another thread, `function` simply runs.
+
+    While it waits, Ctrl-C has a handler that does not raise (unless the program has one of its own): a second
+    KeyboardInterrupt would otherwise come while the first is dealt with, and leave this function with the work half done.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
@@ -59,18 +69,31 @@ def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
     thread = threading.Thread(target=work, name="diskhaul-operation", daemon=True)
     interrupted = False
     started = False
-    while True:
-        try:
-            if not started:
-                started = True
-                thread.start()
-            # A bare join() cannot be interrupted by a signal on all platforms; a short one in a loop can.
-            thread.join(0.5)
-            if not thread.is_alive():
-                break
-        except KeyboardInterrupt:
-            interrupted = True
-            token.cancel("Ctrl-C")
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        token.cancel("Ctrl-C")
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        while True:
+            try:
+                if not started:
+                    started = True
+                    thread.start()
+                # A bare join() cannot be interrupted by a signal on all platforms; a short one in a loop can.
+                thread.join(0.5)
+                if not thread.is_alive():
+                    break
+            except KeyboardInterrupt:  # from the program's own handler
+                interrupted = True
+                token.cancel("Ctrl-C")
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt from (failure[0] if failure else None)
     if failure:

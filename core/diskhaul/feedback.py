@@ -38,7 +38,7 @@ class Feedback:
             if self._listener is not None:
                 try:
                     self._listener(event)
-                except Exception as error:  # the caller's display must not fail the caller's export
+                except BaseException as error:  # the caller's display must not fail the caller's export
                     self._listener = None
                     self.warn(f"on_event raised {type(error).__name__}: {error}; it is told no more")
             self._host.emit(event)

@@ -19,13 +19,15 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ..api import DiskReader, ExportStore, ExportWriter, Extent
+from ..api import Buffer, DiskReader, ExportStore, ExportWriter, Extent
 from ..errors import (
     DiskhaulError,
     GuestError,
     InterruptedRunError,
+    InvalidHookResultError,
     OperationFailedError,
     SnapshotError,
 )
@@ -38,9 +40,9 @@ from ..model import Disk
 from ..options import MIB
 from ..pipeline.free_space import checked_free_extents
 from ..pipeline.meter import Meter
-from ..pipeline.readback import ReadBackJob, open_stored_disk
+from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
 from ..pipeline.send import SendJob
-from ..pipeline.source import Source
+from ..pipeline.source import Source, close_sources
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, thread_count
 from ..records import Consistency, DiskResult, ExportRecord, ExportResult
 from .catalog import on_node, read_valid_manifest, record_of
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from .export import ExportOperation
 
 T = TypeVar("T")
+THAWING, STARTING = "thawing the guest", "starting the guest again"
+_GUEST_FIRST = {THAWING: 0, STARTING: 1}
 _PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has been written in order
 
 
@@ -82,7 +86,8 @@ class ExportRun:
         self._incomplete: list[str] = []
         self._part = ""
         self._writer: ExportWriter | None = None
-        self._partial_note = 0
+        self._partial_note = self._frozen_note = 0
+        self._publishing = False
 
     def run(self) -> ExportResult:
         try:
@@ -130,7 +135,7 @@ class ExportRun:
         self._undo.append(("deactivating the disks", deactivate))
 
     def _stop_guest(self) -> None:
-        self._undo.append(("starting the guest again", self._keeper.bring_back))
+        self._undo.append((STARTING, self._keeper.bring_back))
         with self._part_named("shutdown"), self._feedback.stage("stop", self._instance.name):
             self._keeper.stop(self._options.shutdown_timeout_s)
         self._token.raise_if_cancelled()
@@ -156,39 +161,34 @@ class ExportRun:
         """Snapshot the running guest's disks, frozen where it can be."""
         runtime, instance = self._operation.runtime, self._instance
         self._consistency = "crash"
-        thaw = self._freeze() if guest_call("ask whether it can be frozen", instance, runtime.can_freeze, instance) else None
-        try:
-            self._take_snapshots()
-        except BaseException as error:
-            if thaw is not None:
-                try:
-                    thaw()
-                except DiskhaulError as thawing:
-                    error.add_note(f"while thawing: {thawing}")
-            raise
-        if thaw is not None:
-            thaw()
+        frozen = guest_call("ask whether it can be frozen", instance, runtime.can_freeze, instance) and self._freeze()
+        self._take_snapshots()
+        if frozen:
+            self._thaw()
             self._consistency = "filesystem"
 
-    def _freeze(self) -> Callable[[], None] | None:
-        """Freeze the guest; return what thaws it, or None (with a warning) when it would not freeze."""
+    def _freeze(self) -> bool:
+        """Freeze the guest; False, with a warning, when it would not freeze."""
         runtime, instance = self._operation.runtime, self._instance
-        note = self._journal.note(self._context.run_id, "frozen", {"instance": instance.name})
-
-        def thaw() -> None:
-            guest_call("thaw it", instance, runtime.thaw, instance)
-            self._journal.strike(note)
-            self._feedback.emit(GuestChanged(instance=instance.name, change="thawed"))
-
+        self._frozen_note = self._journal.note(self._context.run_id, "frozen", {"instance": instance.name})
+        self._undo.append((THAWING, self._thaw))
         try:
             with self._feedback.stage("freeze", instance.name):
                 guest_call("freeze it", instance, runtime.freeze, instance)
-        except GuestError as error:
+        except DiskhaulError as error:
             self._feedback.warn(f"{error}; the export will be crash-consistent")
-            thaw()  # a freeze that failed may have frozen some filesystems
-            return None
+            self._thaw()  # a freeze that failed may have frozen some filesystems
+            return False
         self._feedback.emit(GuestChanged(instance=instance.name, change="frozen"))
-        return thaw
+        return True
+
+    def _thaw(self) -> None:
+        """Thaw the guest. Stays to be undone until it has worked, so that a failure is followed by another attempt."""
+        runtime, instance = self._operation.runtime, self._instance
+        guest_call("thaw it", instance, runtime.thaw, instance)
+        self._journal.strike(self._frozen_note)
+        self._undo = [step for step in self._undo if step[0] != THAWING]
+        self._feedback.emit(GuestChanged(instance=instance.name, change="thawed"))
 
     def _take_snapshots(self) -> None:
         self._undo.append(("removing the snapshots", self._remove_snapshots))
@@ -238,7 +238,10 @@ class ExportRun:
         )
         self._undo.append(("removing the unfinished export", self._abort))
         with self._part_named("export finalization"):
-            self._writer = self._bounded("begin", lambda: on_node(self._operation.host, target, _begin, *self._named))
+            writer = self._bounded("begin", lambda: on_node(self._operation.host, target, _begin, *self._named))
+            if not callable(getattr(writer, "abort", None)):
+                raise InvalidHookResultError(f"node {target.name}: its store's begin gave {writer!r}, which is no export writer")
+            self._writer = writer
 
     @property
     def _named(self) -> tuple[str, str]:
@@ -248,7 +251,10 @@ class ExportRun:
         if self._writer is not None:
             self._bounded("abort", self._writer.abort)
         else:  # `begin` failed half-way
-            on_node(self._operation.host, self._operation.target, _remove_partial, *self._named)
+            self._bounded("remove", lambda: on_node(self._operation.host, self._operation.target, _remove_partial, *self._named))
+        if self._publishing:
+            # It may be visible already, although publishing it failed in the end; what is reported as failed must not be listed.
+            self._bounded("remove", lambda: on_node(self._operation.host, self._operation.target, _remove, *self._named))
         self._journal.strike(self._partial_note)
 
     def _bounded(self, what: str, call: Callable[[], T]) -> T:
@@ -264,7 +270,7 @@ class ExportRun:
         threads = thread_count(self._options.threads)
         self._part = "disk export"
         sources: list[Source] = []
-        stuck: tuple[int, ...] = ()
+        stalled: PipelineStalledError | None = None
         try:
             with self._feedback.stage("send", f"{len(self._instance.disks)} disk(s) to {self._operation.target.name}"):
                 jobs = [self._send_job(disk, sources, threads * _PIECES_AHEAD) for disk in self._instance.disks]
@@ -280,13 +286,11 @@ class ExportRun:
                 self._raise_for_failed_disks()
                 self._write_chunk_tables(jobs)
         except PipelineStalledError as error:
-            stuck = error.stuck
+            stalled = error
             raise
         finally:
             self._note_results()
-            for index, source in enumerate(sources):
-                if index not in stuck:  # a thread hangs in it; its descriptor must not be given to another file
-                    source.close()
+            close_sources(sources, stalled)
         self._part = ""
 
     def _send_job(self, disk: Disk, sources: list[Source], window: int) -> SendJob:
@@ -310,7 +314,7 @@ class ExportRun:
 
         return SendJob(
             source,
-            self._export_writer.create(self._file_name(disk)),
+            self._bounded("create", lambda: self._export_writer.create(self._file_name(disk))),
             chunk_size=effective_chunk_size(source.size, self._options.chunk_size),
             codec=self._codec,
             meter=Meter(disk.index, "send", source.size, self._feedback.emit),
@@ -352,7 +356,9 @@ class ExportRun:
     def _open(self, disk: Disk) -> Source:
         try:
             reader: DiskReader = (
-                self._snapshots.open(disk) if self._from_snapshots else self._operation.host.storage(disk.storage).open(disk)
+                self._snapshots.open(disk)
+                if self._from_snapshots
+                else within(self._options.stall_timeout_s, "open", lambda: self._operation.host.storage(disk.storage).open(disk))
             )
             return Source(reader, disk.label)
         except Exception as error:
@@ -365,9 +371,12 @@ class ExportRun:
 
     def _write_chunk_tables(self, jobs: list[SendJob]) -> None:
         for index, job in enumerate(jobs):
-            file = self._export_writer.create(f"disk-{index}.chunks")
-            file.append(tuple(job.table.parts()))
-            file.finish()
+            self._bounded("write", partial(self._write_file, f"disk-{index}.chunks", tuple(job.table.parts())))
+
+    def _write_file(self, name: str, parts: Sequence[Buffer]) -> None:
+        file = self._export_writer.create(name)
+        file.append(parts)
+        file.finish()
 
     def _note_results(self) -> None:
         """Per-disk results as far as the jobs came."""
@@ -434,9 +443,11 @@ class ExportRun:
             return
         self._part = "verification"
         with self._feedback.stage("verify", self._options.verify):
-            reader = self._export_writer.reader()
-            stored = [open_stored_disk(reader, record) for record in records]
+            reader = self._bounded("read", self._export_writer.reader)
+            stored: list[StoredDisk] = []
+            stalled: PipelineStalledError | None = None
             try:
+                stored.extend(self._bounded("read", partial(open_stored_disk, reader, record)) for record in records)
                 jobs = [
                     ReadBackJob(
                         disk,
@@ -448,9 +459,11 @@ class ExportRun:
                     for disk in stored
                 ]
                 run_jobs(jobs, threads=self._options.threads, token=self._token, stall_timeout_s=self._options.stall_timeout_s)
+            except PipelineStalledError as error:
+                stalled = error
+                raise
             finally:
-                for disk in stored:
-                    disk.source.close()
+                close_sources([disk.source for disk in stored], stalled)
             for index, job in enumerate(jobs):
                 if job.error is not None:
                     self._part = f"verification: disk(s) {index}"
@@ -481,10 +494,10 @@ class ExportRun:
                 self._feedback.warn(f"not recorded in the manifest, since JSON cannot hold it: {', '.join(left_out)}")
             operation.locks.check()  # somebody else may hold the instance by now: then this export must not appear
             content = manifest.to_bytes()
+            self._publishing = True
             self._bounded("publish", lambda: self._export_writer.publish(content))
-            record = on_node(
-                operation.host, operation.target, _published_record, operation.target.name, self._instance.name, self._export_id
-            )
+            node = operation.target
+            record = self._bounded("read", lambda: on_node(operation.host, node, _published_record, node.name, *self._named))
         self._journal.strike(self._partial_note)
         self._undo = [step for step in self._undo if step[0] != "removing the unfinished export"]
         self._part = ""
@@ -502,9 +515,7 @@ class ExportRun:
         ]
         source = self._operation.source.name
         config = render_config_ini(self._instance, dumps, timestamp=int(self._created.timestamp()), source=source)
-        file = self._export_writer.create(CONFIG_NAME)
-        file.append((config,))
-        file.finish()
+        self._bounded("write", lambda: self._write_file(CONFIG_NAME, (config,)))
         return {CONFIG_NAME: blake3(config).hexdigest()}
 
     # --- afterwards -------------------------------------------------------------------------------------------------
@@ -551,9 +562,8 @@ class ExportRun:
     def _undone(self, error: BaseException) -> DiskhaulError:
         """Undo everything that has been begun, the guest first; return the error to raise."""
         failure = self._failure(error)
-        order = {"starting the guest again": 1}
         latest_first = list(reversed(self._undo))
-        for doing, step in sorted(latest_first, key=lambda step: order.get(step[0], 2)):
+        for doing, step in sorted(latest_first, key=lambda step: _GUEST_FIRST.get(step[0], 2)):
             try:
                 step()
             except BaseException as problem:  # the other steps still have to be done
@@ -603,6 +613,10 @@ def _begin(store: ExportStore, instance: str, export_id: str) -> ExportWriter:
 
 def _remove_partial(store: ExportStore, instance: str, export_id: str) -> None:
     store.remove_partial(instance, export_id)
+
+
+def _remove(store: ExportStore, instance: str, export_id: str) -> None:
+    store.remove(instance, export_id)
 
 
 def _published_record(store: ExportStore, node: str, instance: str, export_id: str) -> ExportRecord:

@@ -28,11 +28,21 @@ from ..names import expand_name
 from ..options import KeepPolicy
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
+from ..pipeline.source import close_sources
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import ExportDetails, ExportRecord, Finding, ListResult, RemovalResult, VerifyResult
 from ..retention import select_kept
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import Catalog, ExportName, check_files, check_identity, open_record, parse_export_name, record_of
+from .catalog import (
+    Catalog,
+    ExportName,
+    check_files,
+    check_identity,
+    check_other_file,
+    open_record,
+    parse_export_name,
+    record_of,
+)
 from .cleanup import remove_export, remove_exports
 
 R = TypeVar("R")
@@ -224,7 +234,7 @@ def verify_export(
         return [Finding(path=path, file="manifest.json", problem=_problem(error))], 0
     findings = list(_file_findings(reader, manifest))
     stored: list[StoredDisk] = []
-    stuck: tuple[int, ...] = ()
+    stalled: PipelineStalledError | None = None
     try:
         for disk_record in manifest.disks:
             try:
@@ -235,12 +245,10 @@ def verify_export(
         jobs = [_check_job(disk, operation) for disk in stored]
         run_jobs(jobs, threads=threads, token=operation.token, stall_timeout_s=STALL_TIMEOUT_S)
     except PipelineStalledError as error:
-        stuck = error.stuck
+        stalled = error
         raise
     finally:
-        for index, disk in enumerate(stored):
-            if index not in stuck:  # a thread hangs in it; its descriptor must not be given to another file
-                disk.source.close()
+        close_sources([disk.source for disk in stored], stalled)
     for disk, job in zip(stored, jobs, strict=True):
         findings += _job_findings(path, disk, job)
     return findings, sum(job.meter.read for job in jobs)
@@ -264,41 +272,17 @@ def _job_findings(path: str, disk: StoredDisk, job: ReadBackJob) -> list[Finding
 
 def _file_findings(reader: ExportReader, manifest: Manifest) -> Sequence[Finding]:
     """What is wrong with the export's set of files, and with those that belong to no disk."""
-    from blake3 import blake3
-
     findings = []
     try:
         check_files(reader, manifest)
     except (CorruptError, DiskhaulError) as error:
         findings.append(Finding(path=reader.location, file="", problem=_problem(error)))
-    for name, digest in manifest.other_files.items():
+    for name in manifest.other_files:
         try:
-            if blake3(read_small_file(reader, name)).hexdigest() != digest:
-                findings.append(Finding(path=reader.location, file=name, problem="it is not what was written (digest mismatch)"))
+            check_other_file(reader, manifest, name)
         except (CorruptError, DiskhaulError, OSError) as error:
             findings.append(Finding(path=reader.location, file=name, problem=_problem(error)))
     return findings
-
-
-MAX_SMALL_FILE = 1 << 20
-
-
-def read_small_file(reader: ExportReader, name: str) -> bytes:
-    """Read a whole file of an export that cannot be large.
-
-    Raises:
-        CorruptError: it is large.
-        StorageError: it cannot be read.
-    """
-    file = reader.open(name)
-    try:
-        if file.size > MAX_SMALL_FILE:
-            raise CorruptError(f"{name} has {file.size} bytes, far too many for what it is")
-        data = bytearray(file.size)
-        file.read_into(0, memoryview(data))
-        return bytes(data)
-    finally:
-        file.close()
 
 
 def _problem(error: BaseException) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import diskhaul_native as native
 
 from ..api import DiskReader, Extent, ExtentKind
 from ..errors import DiskhaulError, StorageError
 from .free_space import overlay
+
+if TYPE_CHECKING:
+    from .workers import PipelineStalledError
 
 
 class Source:
@@ -108,11 +112,23 @@ class Source:
         close = getattr(self.reader, "close", None)
         if callable(close) and not self._closed:
             self._closed = True
-            close()
+            try:
+                close()
+            except BaseException:  # a plugin may raise anything
+                pass  # what was read has been read; a failure here must neither hide another one nor keep other disks open
 
     def _failure(self, doing: str, offset: int, error: Exception) -> StorageError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return StorageError(f"{self.label}: cannot {doing} it at offset {offset}: {reason}", path=self.label, offset=offset)
+
+
+def close_sources(sources: Sequence[Source], stalled: PipelineStalledError | None) -> None:
+    """Close `sources`; those that a thread of a stalled run hangs in (they are its jobs, in order) once it lets go."""
+    for index, source in enumerate(sources):
+        if stalled is not None and index in stalled.stuck:
+            stalled.when_free(index, source.close)
+        else:
+            source.close()
 
 
 def _descriptor(reader: DiskReader) -> int | None:

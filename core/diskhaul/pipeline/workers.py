@@ -75,6 +75,7 @@ class _State:
         self.taking = False  # a thread is in `take`
         self.exhausted = False
         self.ended = False
+        self.when_free: Callable[[], object] | None = None  # what is left to do once no thread is in it any more
 
 
 class _Pool:
@@ -142,6 +143,7 @@ class _Pool:
             over = state.exhausted or state.job.error is not None or self.stopping
             if state.running or not over or state.ended:
                 self.changed.notify_all()
+                self._free(state)
                 return
             state.ended = True
             state.running += 1  # `finish` counts as running: nobody may close the disk under it
@@ -154,6 +156,19 @@ class _Pool:
             state.running -= 1
             self.progress += 1
             self.changed.notify_all()
+            self._free(state)
+
+    def _free(self, state: _State) -> None:
+        """Do what was put off until no thread is in this disk. Called with the lock."""
+        if state.running == 0 and state.when_free is not None:
+            state.when_free()
+            state.when_free = None
+
+    def when_free(self, number: int, action: Callable[[], object]) -> None:
+        """Call `action` as soon as no thread is in disk `number`; at once if none is."""
+        with self.changed:
+            self.states[number].when_free = action
+            self._free(self.states[number])
 
     def _failed(self, state: _State, error: BaseException) -> None:
         with self.changed:
@@ -207,7 +222,9 @@ def run_jobs(
                 stuck = [number for number, state in enumerate(pool.states) if state.running]
                 first = next((state.job.error for state in pool.states if state.job.error is not None), None)
                 before = f", after another disk had failed: {first}" if first is not None else ""
-                raise PipelineStalledError(f"nothing moved for {patience_s:g} s{before}", stuck=stuck) from first
+                raise PipelineStalledError(
+                    f"nothing moved for {patience_s:g} s{before}", stuck=stuck, when_free=pool.when_free
+                ) from first
     token.raise_if_cancelled()
 
 
@@ -227,11 +244,20 @@ def _start_threads(pool: _Pool, count: int) -> None:
 
 
 class PipelineStalledError(OperationFailedError):
-    """Reading or writing hangs. Threads inside were abandoned; `stuck` are the indexes of their jobs."""
+    """Reading or writing hangs. Threads inside were abandoned.
 
-    def __init__(self, message: str, *, stuck: Sequence[int]) -> None:
+    Attributes:
+        stuck: indexes of the jobs that they are in.
+        when_free: ``when_free(index, action)`` calls `action` once no thread is in that job any more, which may be never;
+            a file that a thread hangs in must not be closed before, since its number could be given to another file.
+    """
+
+    def __init__(
+        self, message: str, *, stuck: Sequence[int], when_free: Callable[[int, Callable[[], object]], None]
+    ) -> None:
         super().__init__(message)
         self.stuck = tuple(stuck)
+        self.when_free = when_free
 
 
 def as_diskhaul_error(error: BaseException, label: str) -> DiskhaulError:
