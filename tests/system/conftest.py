@@ -258,6 +258,13 @@ class Lab:
         shutil.rmtree(copies[0].parent)
         return marks
 
+    def check_bytes_of_stopped(self, record: diskhaul.ExportRecord, instance: str = INSTANCE) -> None:
+        """Check that an export of an instance that never ran holds its disks, every byte."""
+        copies = self.restored(record, f"restored-{record.export_id}")
+        disks = [disk.path for disk in self.instances[instance].disks if disk.path is not None]
+        assert [copy.read_bytes() for copy in copies] == [self.contents[disk] for disk in disks]
+        shutil.rmtree(copies[0].parent)
+
     def state(self) -> State:
         """Look at everything that an operation must not leave behind."""
         base = str(self.path)
