@@ -692,6 +692,40 @@ def test_a_target_that_fills_up_fails_the_export_and_is_empty_again(
         subprocess.run(["umount", str(beta)], check=True)
 
 
+@pytest.mark.parametrize("compress", ["zstd:1", "none"])
+def test_a_target_whose_filesystem_hangs_fails_the_export_and_is_cleaned_up_once_it_is_back(
+    lab: Lab, unchanged: MakeUnchanged, loop_filesystem: Callable[..., Any], requires: Callable[..., None], compress: str
+) -> None:
+    requires("fsfreeze", root=True)
+    guest = lab.add_guest()
+    export_dir = loop_filesystem("ext4", size_mib=32).path / "exports"
+    export_dir.mkdir(mode=0o700)
+    lab.node_settings["beta"] = {"export_dir": export_dir}
+    check = unchanged(lab)
+    frozen: list[bool] = []
+
+    def hang(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == "send":
+            subprocess.run(["fsfreeze", "--freeze", str(export_dir.parent)], check=True)
+            frozen.append(True)
+
+    try:
+        with pytest.raises(diskhaul.OperationFailedError, match=r"did not return within|nothing moved for") as failed:
+            lab.export(on_event=hang, compress=compress, stall_timeout_s=1.0)
+        assert guest.running
+        assert list(lab.disks.glob(".*.snap")) == []
+    finally:
+        if frozen:
+            subprocess.run(["fsfreeze", "--unfreeze", str(export_dir.parent)], check=True)
+
+    assert failed.value.also  # the unfinished export could not be removed at the time
+    check.check(but=("journal",))
+    assert diskhaul.recover(config=lab.cluster()).exit_code == 0
+    check.check()
+    assert list(export_dir.glob("*/.*")) == []
+    assert lab.export(compress=compress).exit_code == 0
+
+
 def test_a_target_without_inodes_fails_the_export(lab: Lab, unchanged: MakeUnchanged, requires: Callable[..., None]) -> None:
     requires("mount", root=True)
     guest = lab.add_guest()

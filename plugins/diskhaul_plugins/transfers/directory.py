@@ -304,6 +304,8 @@ class DirectoryFile(StoreFile):
         self._failure: BaseException | None = None
         self._durable = False
         self._lock = threading.Lock()
+        self._users = 0
+        self._close_late = -1  # closed by the last of those who were in a call when `close` came
 
     @property
     def name(self) -> str:
@@ -315,40 +317,42 @@ class DirectoryFile(StoreFile):
         return self._durable
 
     def fileno(self) -> int:
-        return self._ready("write")
+        with self._lock:
+            return self._checked("write")
 
     def append(self, parts: Sequence[Buffer], /) -> None:
-        descriptor = self._ready("write")
         pending = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
-        try:
-            while pending:
-                written = os.pwritev(descriptor, pending[:_MAX_PARTS], self._end)
-                self._end += written
-                pending = _after(pending, written)
-        except OSError as error:
-            raise self._failed("write", error, self._end) from error
+        with self._using("write") as descriptor:
+            try:
+                while pending:
+                    written = os.pwritev(descriptor, pending[:_MAX_PARTS], self._end)
+                    self._end += written
+                    pending = _after(pending, written)
+            except OSError as error:
+                raise self._failed("write", error, self._end) from error
 
     def write(self, offset: int, buffer: Buffer, /) -> int:
-        descriptor = self._ready("write")
-        try:
-            return native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
-        except OSError as error:
-            raise self._failed("write", error, offset) from error
+        with self._using("write") as descriptor:
+            try:
+                return native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
+            except OSError as error:
+                raise self._failed("write", error, offset) from error
 
     def set_size(self, size: int, /) -> None:
-        descriptor = self._ready(f"make it {size} bytes large")
-        try:
-            os.ftruncate(descriptor, size)
-        except OSError as error:
-            raise self._failed(f"make it {size} bytes large", error) from error
+        with self._using(f"make it {size} bytes large") as descriptor:
+            try:
+                os.ftruncate(descriptor, size)
+            except OSError as error:
+                raise self._failed(f"make it {size} bytes large", error) from error
 
     def finish(self) -> None:
-        descriptor = self._ready("finish")
-        try:
-            native.fsync(descriptor, name=self._path)
-        except OSError as error:
-            raise self._failed("make it durable", error) from error
+        with self._using("finish") as descriptor:
+            try:
+                native.fsync(descriptor, name=self._path)
+            except OSError as error:
+                raise self._failed("make it durable", error) from error
         with self._lock:
+            descriptor = self._checked("close")
             self._descriptor = -1
         try:
             os.close(descriptor)
@@ -359,20 +363,40 @@ class DirectoryFile(StoreFile):
     def close(self) -> None:
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
+            if self._users:
+                # A write that hangs would go on in whatever file gets this number next.
+                self._close_late, descriptor = max(descriptor, self._close_late), -1
         if descriptor >= 0:
             try:
                 os.close(descriptor)
             except OSError as error:
                 raise self._failed("close", error) from error
 
-    def _ready(self, action: str) -> int:
+    @contextmanager
+    def _using(self, action: str) -> Iterator[int]:
+        """The descriptor, which stays open while the block runs, whatever another thread does."""
         with self._lock:
-            if self._failure is not None:
-                # The kernel forgets which pages were lost once it has told: a second fsync would report success.
-                raise StorageError(f"{self._path}: cannot {action}: an earlier write failed", path=self._path) from self._failure
-            if self._descriptor < 0:
-                raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
-            return self._descriptor
+            descriptor = self._checked(action)
+            self._users += 1
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+                late = -1
+                if not self._users:
+                    late, self._close_late = self._close_late, -1
+            if late >= 0:
+                os.close(late)  # what was written has been given up: a failure says nothing new
+
+    def _checked(self, action: str) -> int:
+        """The descriptor, when it may still be used. Called with the lock."""
+        if self._failure is not None:
+            # The kernel forgets which pages were lost once it has told: a second fsync would report success.
+            raise StorageError(f"{self._path}: cannot {action}: an earlier write failed", path=self._path) from self._failure
+        if self._descriptor < 0:
+            raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
+        return self._descriptor
 
     def _failed(self, action: str, error: OSError, offset: int | None = None) -> StorageError:
         with self._lock:
