@@ -167,6 +167,13 @@ class Runtime(Protocol):
         """Reasons why the instance's configuration cannot be used, one line each. Must not change anything."""
         return ()
 
+    def longest_call_s(self, instance: Instance, /) -> float:
+        """After how many seconds a call to this runtime counts as hanging (for `stop` the shutdown's timeout comes on top).
+
+        A call that hangs is left behind, the guest is seen to, and the operation fails.
+        """
+        return 300.0
+
     def can_freeze(self, instance: Instance, /) -> bool:
         """True when `freeze` and `thaw` work for this guest now."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -11,38 +12,32 @@ from typing import TypeVar
 from .errors import InterruptedRunError
 
 T = TypeVar("T")
+_POLL_S = 0.5
 
 
 class CancellationToken:
     """Asks an operation to stop. Safe to use from any thread and from signal handlers; cancelling twice changes nothing.
 
     The operation notices at its next chunk or wait, undoes what it began, and raises `InterruptedRunError`.
+
+    Attributes:
+        cancelled: whether `cancel` was called.
+        reason: why, in the words of the first call.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._cancelling = False
+        # Plain attributes, no threading.Event: a signal handler may come in the middle of another one that is in `cancel`,
+        # and a lock cannot be taken twice. Those who wait poll.
+        self.cancelled = False
         self.reason = ""
 
     def cancel(self, reason: str = "cancelled") -> None:
-        # A signal handler may come in the middle of another one that is in here, and the event's lock cannot be taken twice.
-        if self._cancelling:
-            return
-        self._cancelling = True
         self.reason = self.reason or reason
-        self._event.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._event.is_set()
+        self.cancelled = True
 
     def raise_if_cancelled(self) -> None:
-        if self._event.is_set():
+        if self.cancelled:
             raise InterruptedRunError(f"interrupted: {self.reason}")
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until cancelled, at most `seconds`; return whether it was."""
-        return self._event.wait(seconds)
 
 
 def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
@@ -52,50 +47,49 @@ def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
     work runs on a thread of its own; the main thread only waits, turns interrupts into `token.cancel`, and raises
     KeyboardInterrupt once the work has ended. Called from another thread, `function` simply runs.
 
-    While it waits, Ctrl-C has a handler that does not raise (unless the program has one of its own): a second
-    KeyboardInterrupt would otherwise come while the first is dealt with, and leave this function with the work half done.
+    While it waits, Ctrl-C has a handler that does not raise, unless the program has one of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    # A SimpleQueue, since waiting for it is one C call that an exception cannot leave half done. Thread.join is not: when a
+    # KeyboardInterrupt comes out of it, Python 3.11 and 3.12 take the thread for dead.
+    answers: queue.SimpleQueue[T] = queue.SimpleQueue()
+    failures: list[BaseException] = []
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            outcome.append(function())
+            answers.put(function())
         except BaseException as error:  # handed to the caller below, whatever it is
-            failure.append(error)
+            failures.append(error)
+        finally:
+            ended.put(None)
 
-    thread = threading.Thread(target=work, name="diskhaul-operation", daemon=True)
     interrupted = False
-    started = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
         token.cancel("Ctrl-C")
 
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default:
         signal.signal(signal.SIGINT, interrupt)
     try:
+        threading.Thread(target=work, name="diskhaul-operation", daemon=True).start()
         while True:
             try:
-                if not started:
-                    started = True
-                    thread.start()
-                # A bare join() cannot be interrupted by a signal on all platforms; a short one in a loop can.
-                thread.join(0.5)
-                if not thread.is_alive():
-                    break
+                ended.get(timeout=_POLL_S)
+                break
+            except queue.Empty:
+                continue
             except KeyboardInterrupt:  # from the program's own handler
-                interrupted = True
-                token.cancel("Ctrl-C")
+                interrupt(signal.SIGINT, None)
     finally:
-        if ours:
+        if default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
-        raise KeyboardInterrupt from (failure[0] if failure else None)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+        raise KeyboardInterrupt from (failures[0] if failures else None)
+    if failures:
+        raise failures[0]
+    return answers.get_nowait()

@@ -452,6 +452,11 @@ class PluginHost:
 
     # --- observers ----------------------------------------------------------------------------------------------------
 
+    @property
+    def observed(self) -> bool:
+        """Whether any plugin wants to know of events."""
+        return bool(self._implementations("diskhaul_event"))
+
     def emit(self, event: Event) -> None:
         """Give `event` to every `diskhaul_event` hook. One that fails is warned of once, and still gets later events."""
         failed: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -25,10 +26,15 @@ NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing"
 """What is noted: a guest to be running again, a guest to be thawed, disks to be deactivated, a snapshot, an unpublished
 export, an export being removed."""
 
+_LOCKED_S = 30.0  # how long another process may hold the database
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, operation TEXT NOT NULL, instance TEXT NOT NULL, started REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (
-    id INTEGER PRIMARY KEY, run_id TEXT NOT NULL REFERENCES runs(run_id) ON DELETE CASCADE, kind TEXT NOT NULL, data TEXT NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id TEXT NOT NULL REFERENCES runs(run_id) ON DELETE CASCADE,
+    kind TEXT NOT NULL,
+    data TEXT NOT NULL
 );
 """
 
@@ -60,10 +66,23 @@ class Journal:
         self._path = state_dir / "journal.sqlite"
         try:
             state_dir.mkdir(mode=0o700, exist_ok=True)
+            self._make_file()
             with self._connection() as connection:
                 connection.executescript(_SCHEMA)
         except (OSError, self._database_error()) as error:
             raise RefusedError(f"state_dir {state_dir}: the journal cannot be written: {error}; check the directory") from error
+
+    def _make_file(self) -> None:
+        """Create the database, readable by nobody else.
+
+        One that exists must never be opened and closed outside SQLite: closing any descriptor of a file drops all locks that
+        the process, other threads included, holds on it (POSIX).
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except FileExistsError:
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise OSError(f"{self._path} is not a regular file") from None
 
     @staticmethod
     def _database_error() -> type[Exception]:
@@ -76,10 +95,8 @@ class Journal:
         import sqlite3  # not at the top: start-up time
 
         # A connection per call: connections must not cross threads or forks, and calls are few.
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.close(descriptor)
-        with closing(sqlite3.connect(self._path, timeout=30.0)) as connection:
-            connection.execute("PRAGMA synchronous = FULL")
+        with closing(sqlite3.connect(self._path, timeout=_LOCKED_S)) as connection:
+            connection.execute("PRAGMA synchronous = EXTRA")  # the directory too, so that a committed note survives a power cut
             connection.execute("PRAGMA foreign_keys = ON")
             with connection:
                 yield connection
@@ -87,16 +104,28 @@ class Journal:
     def begin(self, run_id: str, operation: str, instance: str) -> None:
         """Open a run; its notes refer to it."""
         with self._connection() as connection:
-            connection.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, operation, instance, time.time()))
+            _insert_run(connection, run_id, operation, instance)
+
+    def begin_with(self, run_id: str, operation: str, instance: str, kind: NoteKind, data: Mapping[str, Any]) -> int:
+        """Open a run together with its first note, so that it is never seen without; return the note's id."""
+        with self._connection() as connection:
+            _insert_run(connection, run_id, operation, instance)
+            return _insert_note(connection, run_id, kind, data)
 
     def note(self, run_id: str, kind: NoteKind, data: Mapping[str, Any]) -> int:
         """Note what is about to be done; return the note's id for `strike`."""
         with self._connection() as connection:
-            cursor = connection.execute(
-                "INSERT INTO notes (run_id, kind, data) VALUES (?, ?, ?)", (run_id, kind, json.dumps(data, sort_keys=True))
-            )
-            assert cursor.lastrowid is not None
-            return cursor.lastrowid
+            return _insert_note(connection, run_id, kind, data)
+
+    def amend(self, note_id: int, data: Mapping[str, Any]) -> None:
+        """Put `data` in the place of what a note says."""
+        with self._connection() as connection:
+            connection.execute("UPDATE notes SET data = ? WHERE id = ?", (json.dumps(data, sort_keys=True), note_id))
+
+    def has(self, note_id: int) -> bool:
+        """Whether a note still stands: another run that took this one for dead may have dealt with it."""
+        with self._connection() as connection:
+            return connection.execute("SELECT 1 FROM notes WHERE id = ?", (note_id,)).fetchone() is not None
 
     def strike(self, note_id: int) -> None:
         """Strike a note off: undone, or final. Striking twice is fine."""
@@ -130,3 +159,14 @@ class Journal:
             )
             for run_id, operation, of, started in runs
         ]
+
+
+def _insert_run(connection: sqlite3.Connection, run_id: str, operation: str, instance: str) -> None:
+    connection.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, operation, instance, time.time()))
+
+
+def _insert_note(connection: sqlite3.Connection, run_id: str, kind: str, data: Mapping[str, Any]) -> int:
+    insert = "INSERT INTO notes (run_id, kind, data) VALUES (?, ?, ?)"
+    cursor = connection.execute(insert, (run_id, kind, json.dumps(data, sort_keys=True)))
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid

@@ -185,16 +185,22 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """What `verify` found: `findings` is empty when every byte of every export checked is as it was written."""
+    """What `verify` found: `findings` is empty when every byte of every export in `checked` is as it was written.
+
+    Attributes:
+        unreachable: nodes that did not answer, with the reason.
+        skipped: exports that could not be verified, since somebody else holds them.
+    """
 
     checked: tuple[ExportRecord, ...]
     findings: tuple[Finding, ...] = ()
     bytes_checked: int = 0
     unreachable: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        return 6 if self.findings else 4 if self.unreachable else 0
+        return 6 if self.findings else 4 if self.unreachable or self.skipped else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

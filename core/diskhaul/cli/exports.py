@@ -94,7 +94,7 @@ def verify_command(invocation: Invocation, export: str | None, node: str | None)
         document=jsonable(result),
         text=lambda: verify_text(result),
         exit_code=result.exit_code,
-        notes=_unreachable(result.unreachable),
+        notes=(*_unreachable(result.unreachable), *result.skipped),
         chatter=not result.findings,
     )
 

@@ -201,7 +201,10 @@ class Operation(Generic[R]):
         Raises:
             DiskhaulError: see `diskhaul.errors`; RefusedError and LockTimeoutError mean that nothing was touched.
         """
-        return run_shielded(self._live, self.token)
+        try:
+            return run_shielded(self._live, self.token)
+        finally:
+            self.feedback.close()
 
     def _live(self) -> R:
         self.check_arguments()

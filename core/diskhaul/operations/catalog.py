@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 from ..api import ExportReader, ExportStore, Transfer
@@ -18,9 +19,12 @@ from ..host import PluginHost
 from ..model import Node
 from ..names import expand_name, name_problem
 from ..records import ExportRecord, ListResult
+from .deadlines import within
 
 T = TypeVar("T")
 _PARALLEL_NODES = 16
+NODE_LIMIT_S = 120.0
+"""How long a node may take to list its exports before it counts as unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Catalog:
         found: dict[tuple[str, str, str], ExportRecord] = {}
         unreachable: list[str] = []
         with ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
-            asked = [(node, pool.submit(on_node, self._host, node, _store_records, node.name, instance)) for node in self._nodes]
+            asked = [(node, pool.submit(self._ask, node, instance)) for node in self._nodes]
             for node, answer in asked:
                 try:
                     for record in answer.result():
@@ -85,8 +89,14 @@ class Catalog:
                 except BaseException as error:  # a plugin's store may raise anything; the other nodes still count
                     text = str(error)
                     unreachable.append(text if node.name in text else f"node {node.name}: {text}")
-        ordered = sorted(found.values(), key=lambda record: (record.instance, record.export_id, record.node))
+        # By time first: ids of the same second are in no order.
+        ordered = sorted(found.values(), key=lambda record: (record.instance, record.created, record.export_id, record.node))
         return ListResult(exports=tuple(ordered), unreachable=tuple(unreachable))
+
+    def _ask(self, node: Node, instance: str | None) -> Sequence[ExportRecord]:
+        """What `node` has, within the time that a node may take: one that hangs must not hold up what concerns others."""
+        ask = partial(on_node, self._host, node, _store_records, node.name, instance)
+        return within(NODE_LIMIT_S, f"node {node.name}: listing its exports", ask)
 
     def instances(self) -> set[str]:
         """Full names of instances that have a directory on some node that answers."""

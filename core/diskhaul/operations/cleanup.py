@@ -35,15 +35,27 @@ def clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[Expor
     if not getattr(operation.host.cleanup(), "removes_exports", True):
         return (), []
     with operation.feedback.stage("cleanup"):
-        nodes = operation.host.inventory().nodes().values()
-        listed = Catalog(operation.host, nodes).list(new.instance)
-        incomplete = [f"clean-up: {reason}" for reason in listed.unreachable]
+        wait_s = min(CLEANUP_LOCK_S, operation.timeouts.lock_s)
         try:
-            chosen = choose_superseded(operation.host, new, listed.exports)
-        except BaseException as error:  # a plugin may raise anything, and the export stands
-            return (), [*incomplete, f"clean-up: nothing was removed: {error or type(error).__name__}"]
-        removed, failed = remove_exports(operation, chosen, reason=f"superseded by {new.export_id}")
-        return tuple(removed), incomplete + failed
+            held = operation.locks.acquire(LockLevel.EXPORT, {new.export_id: LockMode.SHARED}, wait_s)
+        except DiskhaulError as error:
+            return (), [f"clean-up: nothing was removed: {error}"]
+        with held:  # while earlier exports go, nobody may take the new one away
+            return _clean_up(operation, new)
+
+
+def _clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[ExportRecord, ...], list[str]]:
+    nodes = operation.host.inventory().nodes().values()
+    listed = Catalog(operation.host, nodes).list(new.instance)
+    incomplete = [f"clean-up: {reason}" for reason in listed.unreachable]
+    if not any(record.valid and (record.store, record.export_id) == (new.store, new.export_id) for record in listed.exports):
+        return (), [*incomplete, f"clean-up: nothing was removed, since the new export {new.export_id} is not there any more"]
+    try:
+        chosen = choose_superseded(operation.host, new, listed.exports)
+    except BaseException as error:  # a plugin may raise anything, and the export stands
+        return (), [*incomplete, f"clean-up: nothing was removed: {error or type(error).__name__}"]
+    removed, failed = remove_exports(operation, chosen, reason=f"superseded by {new.export_id}")
+    return tuple(removed), incomplete + failed
 
 
 def choose_superseded(host: PluginHost, new: ExportRecord, listed: Iterable[ExportRecord]) -> list[ExportRecord]:
@@ -98,10 +110,8 @@ def remove_export(operation: Operation[Any], record: ExportRecord, *, reason: st
         operation.locks.check()
         # A run of its own: it is guarded by the export's lock, and not by the instance's, which a removal need not hold.
         removal = str(uuid.uuid4())
-        context.journal.begin(removal, REMOVAL, record.instance)
-        note = context.journal.note(
-            removal, "removing", {"node": record.node, "instance": record.instance, "export_id": record.export_id}
-        )
+        begun = {"node": record.node, "instance": record.instance, "export_id": record.export_id}
+        note = context.journal.begin_with(removal, REMOVAL, record.instance, "removing", begun)
         on_node(operation.host, node, _remove, record.instance, record.export_id)
         context.journal.strike(note)
         context.journal.finish(removal)

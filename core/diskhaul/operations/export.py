@@ -25,7 +25,6 @@ from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
-from .snapshots import SnapshotSet
 
 ZEROING_FIXED_S = 300.0
 ZEROING_PER_MIB_S = 0.05
@@ -366,7 +365,7 @@ class ExportOperation(Operation[ExportResult]):
         if self.options.verify == "none":
             return ()
         from .cleanup import choose_superseded
-        from .export_run import imagined_record
+        from .new_export import imagined_record
 
         listed = Catalog(self.host, self.host.inventory().nodes().values()).list(self.instance.name)
         new = imagined_record(self.context.run_id, self.instance.name, self.target.name)
@@ -418,16 +417,13 @@ class ExportOperation(Operation[ExportResult]):
         journal.begin(run_id, self.name, self.instance.name)
         begun = time.monotonic()
         try:
-            run = ExportRun(
-                self,
-                keeper=GuestKeeper(self.runtime, self.instance, journal, run_id, feedback),
-                snapshots=SnapshotSet(self.snapshot_backends, run_id, journal, feedback, limit_s=self.options.stall_timeout_s),
-            )
-            result = run.run()
+            return ExportRun(self).run()
         finally:
-            journal.finish(run_id)
             feedback.timings["total"] = time.monotonic() - begun
-        return result
+            try:
+                journal.finish(run_id)
+            except Exception as error:  # an empty run left in the journal is no reason to hide what became of the export
+                feedback.warn(f"the journal still holds this run, with nothing to be done: {error}")
 
 
 def open_source(storage: Storage, disk: Disk) -> Source:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..api import ExportReader, LockMode
+from ..api import ExportReader, ExportStore, LockMode
 from ..errors import (
     DiskhaulError,
     InterruptedRunError,
@@ -39,6 +39,7 @@ from .catalog import (
     check_files,
     check_identity,
     check_other_file,
+    on_node,
     open_record,
     parse_export_name,
     record_of,
@@ -114,7 +115,7 @@ class ShowOperation(CatalogOperation[ExportDetails]):
 
 def is_export_path(text: str) -> bool:
     """True when a user means an export's directory, not its name."""
-    return "/" in text or Path(text).is_dir()
+    return "/" in text or (text != "" and Path(text).is_dir())  # Path("") is the current directory
 
 
 def open_by_path(operation: Operation[Any], path: str) -> ExportReader:
@@ -168,20 +169,46 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
         records, unreachable = self._wanted()
         findings: list[Finding] = []
         checked: list[ExportRecord] = []
+        skipped: list[str] = []
         total = 0
         for record in records:
             self.token.raise_if_cancelled()
+            name = f"{record.instance}@{record.export_id}"
             try:
                 locked = self.read_lock(record)
             except LockTimeoutError as error:
-                feedback.warn(f"{record.instance}@{record.export_id} is not verified: {error}")
+                if self._one:
+                    raise
+                skipped.append(f"{name} was not verified: {error}")
                 continue
-            with locked, feedback.stage("verify", f"{record.instance}@{record.export_id}"):
+            with locked, feedback.stage("verify", name):
+                if not self._is_there(record):
+                    if self._one:
+                        raise UnknownNameError("export", name, f"{name} was removed meanwhile")
+                    feedback.warn(f"{name} was removed since it was listed")
+                    continue
                 found, count = self._verify(record)
             checked.append(record)
             findings += found
             total += count
-        return VerifyResult(checked=tuple(checked), findings=tuple(findings), bytes_checked=total, unreachable=unreachable)
+        return VerifyResult(
+            checked=tuple(checked),
+            findings=tuple(findings),
+            bytes_checked=total,
+            unreachable=unreachable,
+            skipped=tuple(skipped),
+        )
+
+    @property
+    def _one(self) -> bool:
+        """True when a single export was asked for, by its id."""
+        return self._export is not None and bool(parse_export_name(self._export).export_id)
+
+    def _is_there(self, record: ExportRecord) -> bool:
+        try:
+            return record.export_id in on_node(self.host, self.node_of(record), _export_ids, record.instance)
+        except DiskhaulError:
+            return True  # `_verify` finds out what is wrong, and says it
 
     def _verify_path(self, path: str) -> VerifyResult:
         reader = open_by_path(self, path)
@@ -215,6 +242,10 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
         except DiskhaulError as error:
             return [Finding(path=record.path, file="", problem=str(error))], 0
         return verify_export(self, reader, record, self._threads)
+
+
+def _export_ids(store: ExportStore, instance: str) -> Sequence[str]:
+    return store.exports(instance)
 
 
 def verify_export(

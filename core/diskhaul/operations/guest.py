@@ -1,4 +1,4 @@
-"""Keeps the promise that a guest that was running is running again, whatever fails."""
+"""Keeps the promise that a guest that was running is running again, and thawed, whatever fails."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ..model import Instance
 from .deadlines import PluginHangsError, within
 
 T = TypeVar("T")
-START_ATTEMPTS = 3
-_RETRY_PAUSE_S = 1.0
+RETRY_PAUSES_S = (1.0, 4.0, 10.0)
+"""Before each further attempt to start or thaw a guest: long enough together for a management daemon that restarts."""
+_SETTLE_S = 1.0  # how long a guest is watched at least whose stop failed
+_WATCH_PAUSE_S = 0.2
 
 
-CALL_LIMIT_S = 300.0
-"""How long a runtime may take for one call; a stop gets the time for a clean shutdown besides."""
+class GuestHangsError(GuestError):
+    """A call to the runtime did not return. It was left behind, and may still do its work."""
 
 
 def guest_call(
@@ -28,15 +30,14 @@ def guest_call(
     instance: Instance,
     function: Callable[..., T],
     *arguments: object,
-    limit_s: float | None = None,
+    limit_s: float = 300.0,
     **options: object,
 ) -> T:
     """Call a runtime's method; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance."""
     try:
-        limit_s = CALL_LIMIT_S if limit_s is None else limit_s
         return within(limit_s, getattr(function, "__qualname__", what), lambda: function(*arguments, **options))
     except PluginHangsError as error:
-        raise GuestError(f"{instance.name}: cannot {what}: {error}") from error
+        raise GuestHangsError(f"{instance.name}: cannot {what}: {error}") from error
     except DiskhaulError:
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit included
@@ -44,7 +45,7 @@ def guest_call(
 
 
 class GuestKeeper:
-    """Stops a guest and brings it back.
+    """Stops a guest and brings it back; freezes and thaws it.
 
     Each claim of the runtime is checked by asking for the state again. What will have to be undone is noted in the journal
     before it is done.
@@ -57,7 +58,10 @@ class GuestKeeper:
         self._runtime, self._instance = runtime, instance
         self._journal, self._run_id, self._feedback = journal, run_id, feedback
         self._note: int | None = None
+        self._frozen: int | None = None
         self._stopped_at = 0.0
+        self._unconfirmed_s: float | None = None
+        self._stop_may_follow = False
         self.down_s = 0.0
 
     @property
@@ -65,11 +69,18 @@ class GuestKeeper:
         """True when the guest was running before and has not been started again."""
         return self._note is not None
 
+    @property
+    def owes_thaw(self) -> bool:
+        """True when the guest may be frozen."""
+        return self._frozen is not None
+
     def is_running(self) -> bool:
-        answer = guest_call("find out its state", self._instance, self._runtime.is_running, self._instance)
+        answer = self._call("find out its state", self._runtime.is_running)
         if not isinstance(answer, bool):
             raise GuestError(f"{self._instance.name}: its runtime gave the state {answer!r} instead of True or False")
         return answer
+
+    # --- down and up ------------------------------------------------------------------------------------------------
 
     def stop(self, timeout_s: float) -> None:
         """Stop the running guest.
@@ -77,17 +88,23 @@ class GuestKeeper:
         Raises:
             GuestError: it does not stop, or only says so. `bring_back` is owed in any case.
         """
-        self._note = self._journal.note(self._run_id, "guest", {"instance": self._instance.name})
+        noted = {"instance": self._instance.name, "timeout_s": timeout_s, "since": time.time()}
+        self._note = self._journal.note(self._run_id, "guest", noted)
         self._stopped_at = time.monotonic()
-        guest_call(
-            "stop it", self._instance, self._runtime.stop, self._instance, limit_s=CALL_LIMIT_S + timeout_s, timeout_s=timeout_s
-        )
-        if self.is_running():
-            raise GuestError(f"{self._instance.name}: its runtime says that it stopped the guest, and it is still running")
+        try:
+            self._call("stop it", self._runtime.stop, more_s=timeout_s, timeout_s=timeout_s)
+            if self.is_running():
+                raise GuestError(f"{self._instance.name}: its runtime says that it stopped the guest, and it is still running")
+        except BaseException as error:
+            # It may be shutting down all the same, and be gone when nobody looks any more.
+            self._unconfirmed_s = time.monotonic() - self._stopped_at
+            self._stop_may_follow = isinstance(error, GuestHangsError) or self._unconfirmed_s >= timeout_s
+            raise
+        self._journal.amend(self._note, {**noted, "stopped": True})
         self._feedback.emit(GuestChanged(instance=self._instance.name, change="stopped"))
 
     def bring_back(self) -> None:
-        """Start the guest again if that is owed; tried several times.
+        """See to it that the guest runs again, if that is owed: tried several times, and watched after a stop that failed.
 
         Raises:
             GuestError: the first attempt's error, with the others as notes.
@@ -95,36 +112,113 @@ class GuestKeeper:
         note = self._note
         if note is None:
             return
-        first: DiskhaulError | None = None
-        for attempt in range(START_ATTEMPTS):
-            if attempt:
-                time.sleep(_RETRY_PAUSE_S * attempt)
-            try:
-                # Asked first: a stop that failed may have left it running, and a second start is an error for many runtimes.
-                if not self.is_running():
-                    guest_call("start it", self._instance, self._runtime.start, self._instance)
-                    if not self.is_running():
-                        raise GuestError(
-                            f"{self._instance.name}: its runtime says that it started the guest, and it is not running"
-                        )
-                    self._feedback.emit(GuestChanged(instance=self._instance.name, change="started"))
-                self.down_s = time.monotonic() - self._stopped_at
-                self._journal.strike(note)
-                self._note = None
+        if not self._journal.has(note):
+            # This run had lost its lock, and another one has dealt with the guest: it is no longer ours to start.
+            self._note = None
+            self._feedback.warn(f"{self._instance.name}: another run has taken over, and sees to the guest")
+            return
+        self._retried("start it", self._start)
+        watch_s = 0.0 if self._unconfirmed_s is None else max(_SETTLE_S, self._unconfirmed_s)
+        self._watch(watch_s)
+        self.down_s = time.monotonic() - self._stopped_at
+        if self._stop_may_follow:
+            self._feedback.warn(
+                f"{self._instance.name} runs, but its stop was never confirmed and may still come: "
+                "if it goes down, 'diskhaul recover' starts it"
+            )
+        else:
+            self._journal.strike(note)
+        self._note = None
+
+    def keep_running(self, watch_s: float) -> None:
+        """Start the guest if it is down, and watch it for `watch_s` seconds; for runs that are gone.
+
+        Raises:
+            GuestError: as `bring_back`.
+        """
+        self._retried("start it", self._start)
+        self._watch(watch_s)
+
+    def _watch(self, seconds: float) -> None:
+        """Start the guest again should it go down within `seconds`, as one does whose shutdown took longer than its timeout."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(min(_WATCH_PAUSE_S, max(0.0, until - time.monotonic())))
+            self._retried("start it", self._start)
+
+    def _start(self) -> None:
+        """Start the guest unless it runs."""
+        try:
+            # Asked first: a stop that failed may have left it running, and a second start is an error for many runtimes.
+            if self.is_running():
                 return
-            except DiskhaulError as error:
-                if first is None:
-                    first = error
-                else:
-                    first.add(error, f"starting {self._instance.name} again (attempt {attempt + 1})")
-        assert first is not None
-        raise GuestError(
-            f"{self._instance.name} IS DOWN: it could not be started again after {START_ATTEMPTS} attempts: {first}; "
-            "start it by hand, or run 'diskhaul recover'"
-        ) from first
+        except GuestError as error:
+            # Better an error about a second start than a guest that is down because nobody could say so.
+            self._feedback.warn(f"{error}; it is started all the same")
+        self._call("start it", self._runtime.start)
+        if not self.is_running():
+            raise GuestError(f"{self._instance.name}: its runtime says that it started the guest, and it is not running")
+        self._feedback.emit(GuestChanged(instance=self._instance.name, change="started"))
 
     def forgive(self) -> None:
         """The guest is not to be started again: its removal was asked, and its export has been published."""
         if self._note is not None:
             self._journal.strike(self._note)
             self._note = None
+
+    # --- frozen and thawed ------------------------------------------------------------------------------------------
+
+    def can_freeze(self) -> bool:
+        return bool(self._call("ask whether it can be frozen", self._runtime.can_freeze))
+
+    def freeze(self) -> None:
+        """Freeze the guest's filesystems. `thaw` is owed in any case.
+
+        Raises:
+            GuestError: not, or not all of them.
+        """
+        self._frozen = self._journal.note(self._run_id, "frozen", {"instance": self._instance.name})
+        self._call("freeze it", self._runtime.freeze)
+        self._feedback.emit(GuestChanged(instance=self._instance.name, change="frozen"))
+
+    def thaw(self, *, freeze_may_follow: bool = False) -> None:
+        """Thaw the guest if that is owed; tried several times.
+
+        Args:
+            freeze_may_follow: a call to freeze it was left behind: the note stays, so that `diskhaul recover` thaws it again.
+
+        Raises:
+            GuestError: the first attempt's error, with the others as notes.
+        """
+        if self._frozen is None:
+            return
+        self._retried("thaw it", lambda: self._call("thaw it", self._runtime.thaw))
+        if not freeze_may_follow:
+            self._journal.strike(self._frozen)
+        self._frozen = None
+        self._feedback.emit(GuestChanged(instance=self._instance.name, change="thawed"))
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def _call(self, what: str, method: Callable[..., T], *, more_s: float = 0.0, **options: object) -> T:
+        limit_s = self._runtime.longest_call_s(self._instance) + more_s
+        return guest_call(what, self._instance, method, self._instance, limit_s=limit_s, **options)
+
+    def _retried(self, what: str, attempt: Callable[[], object]) -> None:
+        """Call `attempt` until it works, with pauses; raise its first error, with the others as notes, when it never does."""
+        first: DiskhaulError | None = None
+        for pause_s in (0.0, *RETRY_PAUSES_S):
+            time.sleep(pause_s)
+            try:
+                attempt()
+                return
+            except DiskhaulError as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add(error, f"trying again to {what}")
+        state = "IS DOWN" if what == "start it" else "MAY BE FROZEN"
+        raise GuestError(
+            f"{self._instance.name} {state}: it was tried {len(RETRY_PAUSES_S) + 1} times to {what}: {first}; "
+            "do it by hand, or run 'diskhaul recover'"
+        ) from first

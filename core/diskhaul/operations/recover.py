@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..api import ExportStore, LockMode, Snapshot
 from ..errors import LockTimeoutError, OperationFailedError, RefusedError
-from ..events import ExportRemoved, GuestChanged
+from ..events import ExportRemoved
 from ..feedback import Feedback
 from ..journal import UnfinishedRun
 from ..names import expand_name, name_problem
@@ -18,6 +19,7 @@ from .cleanup import REMOVAL
 from .disk_notes import disk_from_note
 from .guest import GuestKeeper, guest_call
 
+T = TypeVar("T")
 _ORDER = {"frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
 """Guests first: they have been down, or frozen, since the run died."""
 
@@ -55,8 +57,8 @@ def _recover_removal(operation: Operation[Any], run: UnfinishedRun, done: list[s
             for current in operation.context.journal.unfinished(run.instance):
                 if current.run_id == run.run_id:
                     _recover_run(operation.context, current, done, incomplete)
-    except LockTimeoutError:
-        return
+    except LockTimeoutError as error:
+        incomplete.append(f"{run.instance}: a removal is still going on: {error}")
 
 
 def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
@@ -70,18 +72,19 @@ def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incom
 
 
 def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    """Start the guest; one whose stop was never confirmed is watched for as long as it may still be shutting down."""
     instance = context.host.inventory().instances().get(data["instance"])
     if instance is None:
         return f"{data['instance']} is no longer configured, and was not started"
     runtime = context.host.runtime(instance.runtime)
     keeper = GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback)
-    if keeper.is_running():
-        return f"{instance.name} is running again"
-    guest_call("start it", instance, runtime.start, instance)
-    if not keeper.is_running():
-        raise OperationFailedError(f"{instance.name} was started, and is not running")
-    context.feedback.emit(GuestChanged(instance=instance.name, change="started"))
-    return f"{instance.name} was started again"
+    watch_s = 0.0
+    if not data.get("stopped"):
+        timeout_s = float(data["timeout_s"])
+        # The clock may have been set since; neither way is the guest watched for longer than a shutdown may take.
+        watch_s = min(max(data["since"] + timeout_s - time.time(), 1.0), timeout_s)
+    keeper.keep_running(watch_s)
+    return f"{instance.name} runs again"
 
 
 def _thaw_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
@@ -116,33 +119,33 @@ def _remove_snapshot(context: RunContext, run: UnfinishedRun, data: Mapping[str,
 
 def _remove_partial(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     instance, export_id = data["instance"], data["export_id"]
-    _on_named_node(context, data["node"], _drop_partial, instance, export_id)
+    if _on_named_node(context, data["node"], _drop_partial, instance, export_id):
+        # Publishing is the last step, after everything has been read back; the run only had no time to say so.
+        return f"{instance}@{export_id} on {data['node']} had been published; it is whole, and was kept"
     return f"the unfinished export {instance}@{export_id} on {data['node']} was removed"
 
 
 def _finish_removal(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     instance, export_id = data["instance"], data["export_id"]
-    _on_named_node(context, data["node"], _drop_removed, instance, export_id)
+    if _on_named_node(context, data["node"], _drop_partial, instance, export_id):
+        return f"the removal of {instance}@{export_id} on {data['node']} had not begun; it was kept"
     context.feedback.emit(
         ExportRemoved(node=data["node"], instance=instance, export_id=export_id, reason="its removal had been interrupted")
     )
     return f"the removal of {instance}@{export_id} on {data['node']} was finished"
 
 
-def _on_named_node(context: RunContext, name: str, function: Callable[..., None], instance: str, export_id: str) -> None:
+def _on_named_node(context: RunContext, name: str, function: Callable[..., T], instance: str, export_id: str) -> T:
     node = context.host.inventory().nodes().get(name)
     if node is None:
         raise OperationFailedError(f"node {name} is no longer configured: remove {instance}@{export_id} there by hand")
-    on_node(context.host, node, function, instance, export_id)
+    return on_node(context.host, node, function, instance, export_id)
 
 
-def _drop_partial(store: ExportStore, instance: str, export_id: str) -> None:
+def _drop_partial(store: ExportStore, instance: str, export_id: str) -> bool:
+    """Remove what is invisible of an export; return whether there is a visible one, which stays."""
     store.remove_partial(instance, export_id)
-
-
-def _drop_removed(store: ExportStore, instance: str, export_id: str) -> None:
-    # Only the part that is invisible already: an export that is still listed was never begun to be removed.
-    store.remove_partial(instance, export_id)
+    return export_id in store.exports(instance)
 
 
 _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str]] = {

@@ -17,7 +17,7 @@ from ..formats.corruption import CorruptError
 from ..formats.ganeti import CONFIG_NAME, GanetiDump, is_ours, parse_config_ini, size_mib
 from ..formats.manifest import MANIFEST_NAME, DiskRecord, Manifest, instance_from_record, read_manifest
 from ..model import Disk, Instance
-from ..names import expand_name, name_problem
+from ..names import name_problem
 from ..option_checks import import_option_problems
 from ..options import ImportOptions
 from ..pipeline.meter import Meter
@@ -39,6 +39,7 @@ from .catalog import (
 from .exports import CatalogOperation, is_export_path, open_by_path
 from .guest import guest_call
 from .import_targets import ImportTarget, OpenTarget
+from .recover import owes_start
 
 _INCOMPLETE = "what was written is marked incomplete"
 
@@ -111,7 +112,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
     def __init__(
         self, context: RunContext, export: str, where: ImportWhere, options: ImportOptions, *, has_cluster: bool
     ) -> None:
-        super().__init__(context, None)
+        super().__init__(context, where.node)
         self.options, self.where = options, where
         self.timeouts = Timeouts(lock_s=options.lock_timeout_s, hook_s=options.hook_timeout_s)
         self.dry_run = options.dry_run
@@ -166,10 +167,6 @@ class ImportOperation(CatalogOperation[ImportResult]):
     def expand_names(self) -> None:
         super().expand_names()
         inventory = self.host.inventory()
-        if self.where.node is not None:
-            node = inventory.nodes()[expand_name("node", self.where.node, inventory.nodes())]
-            if node.offline:
-                raise RefusedError(f"node {node.name} is marked offline: choose another")
         if self._by_path:
             self._reader = open_by_path(self, self._export)
         else:
@@ -216,8 +213,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
             return {self.cluster.name: LockMode.SHARED}
         if level is LockLevel.INSTANCE and self._configured is not None:
             return {self._configured.name: LockMode.EXCLUSIVE}
-        if level is LockLevel.NODE and self.where.node is not None:
-            return {expand_name("node", self.where.node, self.host.inventory().nodes()): LockMode.SHARED}
+        if level is LockLevel.NODE and self._record is not None:
+            return {self._record.node: LockMode.SHARED}
         if level is LockLevel.EXPORT and self._export_id:
             return {self._export_id: LockMode.SHARED}
         return {}
@@ -313,8 +310,11 @@ class ImportOperation(CatalogOperation[ImportResult]):
         if self._configured is not None:
             try:
                 runtime = self.host.runtime(self._configured.runtime)
+                name = self._configured.name
                 if guest_call("find out whether it is running", self._configured, runtime.is_running, self._configured):
-                    problems.append(f"{self._configured.name} is running: stop it before its disks are overwritten")
+                    problems.append(f"{name} is running: stop it before its disks are overwritten")
+                elif self._has_cluster and owes_start(self.context, name):
+                    problems.append(f"{name} was stopped by a run that was killed: 'diskhaul recover {name}' first")
             except DiskhaulError as error:
                 problems.append(str(error))
         own = self._configured.name if self._configured is not None else ""

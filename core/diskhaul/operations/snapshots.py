@@ -11,7 +11,7 @@ from ..errors import DiskhaulError, SnapshotError
 from ..feedback import Feedback
 from ..journal import Journal
 from ..model import Disk
-from .deadlines import within
+from .deadlines import PluginHangsError, within
 from .disk_notes import disk_note
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ class SnapshotSet:
         self._run_id, self._journal, self._feedback = run_id, journal, feedback
         self._limit_s = limit_s
         self._made: dict[int, tuple[Snapshot, int]] = {}
+        self._may_follow: set[int] = set()  # a call to create it hangs: it may appear when nobody looks any more
 
     def create(self, disks: Sequence[Disk]) -> None:
         """Snapshot all `disks`, or none.
@@ -40,15 +41,17 @@ class SnapshotSet:
         for disk in disks:
             name, backend = self._backends[disk.index]
             try:
-                snapshot = backend.plan(disk, self._run_id)
+                snapshot = self._bounded("plan", partial(backend.plan, disk, self._run_id))
                 if not isinstance(snapshot, Snapshot) or self._run_id not in snapshot.reference:
                     raise SnapshotError(f"snapshot backend {name} plans {snapshot!r}: its reference must carry the run id")
                 note = self._journal.note(self._run_id, "snapshot", snapshot_note(snapshot))
                 self._made[disk.index] = (snapshot, note)
                 self._bounded("create", partial(backend.create, snapshot))
-                if not backend.exists(snapshot):
+                if not self._bounded("exists", partial(backend.exists, snapshot)):
                     raise SnapshotError(f"snapshot backend {name} says that it made {snapshot.reference}, and there is none")
             except BaseException as error:  # a plugin may raise anything
+                if isinstance(error, PluginHangsError):
+                    self._may_follow.add(disk.index)
                 failure = SnapshotError(f"{disk.label}: no snapshot by {name}: {error or type(error).__name__}")
                 self._remove_after(failure)
                 raise failure from error
@@ -71,7 +74,7 @@ class SnapshotSet:
     def still_valid(self, disk: Disk) -> bool:
         """Ask the backend whether the snapshot of `disk` is still there; one that turned invalid must not be exported."""
         _, backend = self._backends[disk.index]
-        return backend.exists(self._made[disk.index][0])
+        return self._bounded("exists", partial(backend.exists, self._made[disk.index][0]))
 
     def remove(self, index: int) -> None:
         """Remove one snapshot; removing it twice is fine.
@@ -85,8 +88,10 @@ class SnapshotSet:
         name, backend = self._backends[index]
         try:
             self._bounded("remove", lambda: backend.remove(snapshot))
-            if backend.exists(snapshot):
+            if self._bounded("exists", partial(backend.exists, snapshot)):
                 raise SnapshotError("it is still there")
+            if index in self._may_follow:
+                raise SnapshotError("the call to make it was left behind, and may still make it")
         except BaseException as error:
             raise SnapshotError(
                 f"{snapshot.disk.label}: its snapshot {snapshot.reference} could not be removed by {name}: {error}; "

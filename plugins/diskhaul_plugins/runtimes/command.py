@@ -62,6 +62,10 @@ class CommandRuntime(Runtime):
     def is_running(self, instance: Instance, /) -> bool:
         return self._is_running(instance, _timeout_s(instance))
 
+    def longest_call_s(self, instance: Instance, /) -> float:
+        # A start and the wait that follows it each get the time; the rest is for ending a program that does not listen.
+        return 2 * _timeout_s(instance) + STOP_GRACE_S + 30.0
+
     def stop(self, instance: Instance, /, *, timeout_s: float) -> object:
         """Run ``stop`` and wait until ``status`` says that the guest is down.
 

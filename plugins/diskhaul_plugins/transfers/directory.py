@@ -146,6 +146,9 @@ class DirectoryStore(ExportStore):
     def begin(self, instance: str, export_id: str, /) -> DirectoryWriter:
         _check_export_id(export_id)
         _check_instance_name(instance)
+        return self._begin(instance, export_id, attempts=5)
+
+    def _begin(self, instance: str, export_id: str, attempts: int) -> DirectoryWriter:
         with self._root() as root:
             try:
                 _keep_identity(root, self._path)
@@ -154,6 +157,11 @@ class DirectoryStore(ExportStore):
                 raise storage_error("begin an export below", self._path, error) from error
         try:
             return DirectoryWriter(self._place(instance), directory, export_id, lambda: self._drop_if_empty(instance))
+        except StorageError as error:
+            os.close(directory)
+            if isinstance(error.__cause__, FileNotFoundError) and attempts > 1:
+                return self._begin(instance, export_id, attempts - 1)  # a removal took the empty directory away just now
+            raise
         except BaseException:
             os.close(directory)
             raise
@@ -419,7 +427,7 @@ class DirectoryWriter(ExportWriter):
         self._files: dict[str, DirectoryFile] = {}
         self._lock = threading.Lock()
         self._open = True
-        self._visible = False
+        self._visible = self._aborting = False
         try:
             if _exists(directory, export_id):
                 raise StorageError(f"{self.location}: exists already", path=self.location)
@@ -471,15 +479,18 @@ class DirectoryWriter(ExportWriter):
             try:
                 self._write_manifest(manifest)
                 os.fsync(self._partial)
+                self._check_not_aborting()
                 _rename_new(self._directory, partial_name(self._export_id), self._export_id)
                 self._visible = True
                 os.fsync(self._directory)
+                self._check_not_aborting()
             except OSError as error:
                 self._hide(error)
                 raise storage_error("publish", self.location, error) from error
             self._close()
 
     def abort(self) -> None:
+        self._aborting = True  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
         with self._lock:
             if not self._open:
                 return  # published, or aborted before
@@ -521,6 +532,10 @@ class DirectoryWriter(ExportWriter):
             self._visible = False
         except OSError as error:
             failure.add_note(f"and it could not be hidden again: {error}")
+
+    def _check_not_aborting(self) -> None:
+        if self._aborting:
+            raise OSError(errno.ECANCELED, "the export was given up meanwhile")
 
     def _check_open(self) -> None:
         if not self._open:

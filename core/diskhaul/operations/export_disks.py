@@ -1,0 +1,291 @@
+"""An export's disks: brought into the state they are sent from, opened, and given back.
+
+The decision table (semantics.md, section 4), as far as it is left to do once the refusals are over:
+
+    guest  asked              snapshots   what happens
+    up     shutdown           work        stop, snapshot, start, send the snapshots
+    up     shutdown           fail        with long sleep: send the disks, start; without: start, fail
+    up     no shutdown        work        freeze where possible, snapshot, thaw, send the snapshots
+    up     no shutdown        fail        fail
+    up     shutdown, remove   not tried   stop, send the disks, publish, remove
+    down   anything           not tried   activate the disks, send, deactivate them
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..api import DiskReader, Extent
+from ..errors import DiskhaulError, GuestError, OperationFailedError, SnapshotError
+from ..model import Disk
+from ..options import MIB
+from ..pipeline.free_space import checked_free_extents
+from ..pipeline.source import Source
+from ..pipeline.workers import as_diskhaul_error
+from ..records import Consistency
+from .deadlines import within
+from .guest import GuestHangsError, GuestKeeper, guest_call
+from .run_state import RunState, UndoStep
+from .snapshots import SnapshotSet
+
+if TYPE_CHECKING:
+    from .export import ExportOperation
+
+_THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
+
+
+class ExportDisks:
+    """The disks of one run. Use once: `prepare`, `open` and `sent` for each, `guest_may_run`, `give_back`.
+
+    Attributes:
+        consistency: what was guaranteed when the disks, or their snapshots, were as they are sent.
+    """
+
+    def __init__(self, operation: ExportOperation, state: RunState) -> None:
+        context = operation.context
+        self._operation, self._state = operation, state
+        self._options, self._instance = operation.options, operation.instance
+        self._feedback, self._journal, self._token = operation.feedback, context.journal, operation.token
+        self._run_id = context.run_id
+        self._keeper = GuestKeeper(operation.runtime, operation.instance, context.journal, context.run_id, operation.feedback)
+        self._snapshots = SnapshotSet(
+            operation.snapshot_backends,
+            context.run_id,
+            context.journal,
+            operation.feedback,
+            limit_s=operation.options.stall_timeout_s,
+        )
+        self._from_snapshots = False
+        self._starting: UndoStep | None = None
+        self._giving_back: list[UndoStep] = []
+        self.consistency: Consistency = "stopped"
+
+    @property
+    def guest_waits(self) -> bool:
+        """True while a guest that was running is kept down: then every second counts."""
+        return self._keeper.owes_start
+
+    # --- before -----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Bring the disks into the state they are sent from, by the decision table.
+
+        Raises:
+            GuestError, SnapshotError, OperationFailedError: what was begun stands in the run's state, to be undone.
+        """
+        if not self._operation.running:
+            self._activate()
+            self._zero_in_place()
+        elif not self._options.shutdown:
+            self._live_snapshots()
+        else:
+            self._stop_guest()
+            self._zero_in_place()
+            if not self._options.remove_instance:
+                self._stopped_snapshots()
+
+    def _activate(self) -> None:
+        runtime, instance = self._operation.runtime, self._instance
+        note = self._journal.note(self._run_id, "disks", {"instance": instance.name})
+        with self._state.part_named("disk activation"):
+            activated = guest_call("activate its disks", instance, runtime.activate_disks, instance)
+        if not activated:
+            self._journal.strike(note)
+            return
+
+        def deactivate() -> None:
+            guest_call("deactivate its disks", instance, runtime.deactivate_disks, instance)
+            self._journal.strike(note)
+
+        self._giving_back.append(self._state.undo_later("deactivating the disks", deactivate))
+
+    def _stop_guest(self) -> None:
+        self._starting = self._state.undo_later("starting the guest again", self._keeper.bring_back, order=_THEN_START)
+        with self._state.part_named("shutdown"), self._feedback.stage("stop", self._instance.name):
+            self._keeper.stop(self._options.shutdown_timeout_s)
+        self._token.raise_if_cancelled()
+
+    def _stopped_snapshots(self) -> None:
+        """Snapshot the stopped guest's disks and start it; without snapshots it stays down if that is allowed."""
+        stays_down = "the guest stays down while its disks are sent (long sleep)"
+        if not self._operation.uses_snapshots:
+            self._feedback.warn(f"no snapshot is possible ({'; '.join(self._operation.snapshot_reasons)}); {stays_down}")
+            return
+        try:
+            self._take_snapshots()
+        except SnapshotError as error:
+            if not self._options.long_sleep:
+                raise
+            self._state.part = ""
+            self._feedback.warn(f"{error}; {stays_down}")
+        else:
+            self.guest_may_run()
+
+    def _live_snapshots(self) -> None:
+        """Snapshot the running guest's disks, frozen where it can be."""
+        self.consistency = "crash"
+        frozen = self._keeper.can_freeze() and self._freeze()
+        if not frozen and len(self._instance.disks) > 1:
+            self._feedback.warn(
+                "the guest is not frozen, and its disks are snapshotted one after the other: each is crash-consistent by itself"
+            )
+        self._take_snapshots()
+        if frozen:
+            with self._state.part_named("thaw"):
+                self._keeper.thaw()
+            self.consistency = "filesystem"
+
+    def _freeze(self) -> bool:
+        """Freeze the guest; False, with a warning, when it would not freeze."""
+        self._state.undo_later("thawing the guest", self._keeper.thaw, order=_THAW_FIRST)
+        try:
+            with self._feedback.stage("freeze", self._instance.name):
+                self._keeper.freeze()
+        except DiskhaulError as error:
+            self._feedback.warn(f"{error}; the export will be crash-consistent")
+            left_behind = isinstance(error, GuestHangsError)
+            self._keeper.thaw(freeze_may_follow=left_behind)  # a freeze that failed may have frozen some filesystems
+            if left_behind:
+                self._state.incomplete.append(f"{error}; 'diskhaul recover' thaws the guest once more")
+            return False
+        return True
+
+    def _take_snapshots(self) -> None:
+        self._giving_back.append(self._state.undo_later("removing the snapshots", self._remove_snapshots))
+        self._token.raise_if_cancelled()
+        with self._state.part_named("snapshot"), self._feedback.stage("snapshot"):
+            self._snapshots.create(self._instance.disks)
+        self._from_snapshots = True
+
+    def _remove_snapshots(self) -> None:
+        failures = self._snapshots.remove_all()
+        for failure in failures[1:]:
+            failures[0].add(failure, "removing the snapshots")
+        if failures:
+            raise failures[0]
+
+    def _zero_in_place(self) -> None:
+        """Let zero-fill backends that write do so, while the guest is off; the limit grows with the disks."""
+        writing = {index: chosen for index, chosen in self._operation.zero_fills.items() if chosen[1].writes}
+        if not writing:
+            return
+        sizes_mib = sum(-(-disk.size // MIB) for disk in self._operation.plan.disks)
+        until = time.monotonic() + self._operation.zeroing_limit_s(sizes_mib)
+        names = ", ".join(sorted({name for name, _ in writing.values()}))
+        with self._state.part_named("zeroing"), self._feedback.stage("zero", names):
+            for index, (name, backend) in writing.items():
+                self._token.raise_if_cancelled()
+                disk, left_s = self._instance.disks[index], until - time.monotonic()
+                if left_s <= 0:
+                    raise OperationFailedError(f"{disk.label}: no time left to zero its free space; raise the zeroing timeouts")
+                try:
+                    within(left_s, f"zeroing {disk.label}", lambda d=disk, b=backend, s=left_s: b.zero(d, deadline_s=s))  # type: ignore[misc]
+                except Exception as error:
+                    raise OperationFailedError(f"{disk.label}: zeroing by {name} failed: {error}") from error
+
+    # --- meanwhile --------------------------------------------------------------------------------------------------
+
+    def open(self, disk: Disk) -> Source:
+        """Open what is to be sent of `disk`: its snapshot, or the disk itself, with its free space where that is known.
+
+        Raises:
+            StorageError, SnapshotError: it cannot be opened.
+            OperationFailedError: it is no longer as large as it was.
+        """
+        try:
+            source = Source(self._open(disk), disk.label)
+        except Exception as error:
+            raise as_diskhaul_error(error, disk.label) from error
+        planned = self._operation.plan.disks[disk.index].size
+        if source.size != planned:
+            source.close()
+            raise OperationFailedError(f"{disk.label} had {planned} bytes, and has {source.size} now")
+        source.free = self._free_extents(disk, source)
+        return source
+
+    def _open(self, disk: Disk) -> DiskReader:
+        if self._from_snapshots:
+            return self._snapshots.open(disk)
+        storage = self._operation.host.storage(disk.storage)
+        return within(self._options.stall_timeout_s, f"opening {disk.label}", lambda: storage.open(disk))
+
+    def _free_extents(self, disk: Disk, source: Source) -> Sequence[Extent]:
+        """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense."""
+        chosen = self._operation.zero_fills.get(disk.index)
+        if chosen is None or chosen[1].writes:
+            return ()
+        name, backend = chosen
+        try:
+            return within(
+                self._options.stall_timeout_s,
+                f"finding free space on {disk.label}",
+                lambda: checked_free_extents(backend.free_extents(disk, source.reader), source.size),
+            )
+        except Exception as error:  # free space is a saving, never a reason to fail
+            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {error or type(error).__name__}")
+            return ()
+
+    def sent(self, disk: Disk, source: Source) -> None:
+        """All of `disk` has been read: its snapshot is no longer needed. Called from any thread.
+
+        Raises:
+            SnapshotError: the snapshot turned invalid, so what was read of it cannot be believed.
+        """
+        if not self._from_snapshots:
+            return
+        if not self._snapshots.still_valid(disk):
+            raise SnapshotError(f"{disk.label}: its snapshot became invalid while it was read")
+        source.close()
+        try:
+            self._snapshots.remove(disk.index)
+        except SnapshotError as error:
+            self._state.incomplete.append(str(error))
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def check_untouched(self) -> None:
+        """Disks read without a snapshot are only whole if nobody started the guest meanwhile.
+
+        Raises:
+            GuestError: somebody did.
+        """
+        if not self._from_snapshots and self._keeper.is_running():
+            raise GuestError(f"{self._instance.name} was started by somebody else while its disks were read; export it again")
+
+    def guest_may_run(self) -> None:
+        """Start a guest that was stopped for the export, unless it is to be removed.
+
+        Raises:
+            GuestError: it cannot be started.
+        """
+        if not self._keeper.owes_start or self._options.remove_instance:
+            return
+        with self._state.part_named("start"), self._feedback.stage("start", self._instance.name):
+            self._keeper.bring_back()
+        self._state.done(self._starting)
+        self._feedback.timings["shutdown"] = self._keeper.down_s
+
+    def give_back(self) -> None:
+        """Deactivate disks and remove snapshots that are still there; a failure is left to `recover`, and said."""
+        for step in self._giving_back:
+            self._state.done(step)
+            try:
+                step.undo()
+            except DiskhaulError as error:
+                self._state.incomplete.append(str(error))
+
+    def remove_instance(self) -> None:
+        """Remove the instance, whose export has been published. From here on nobody starts the guest again.
+
+        Raises:
+            GuestError: it runs again, or cannot be removed.
+            LockLostError: it is no longer ours to remove.
+        """
+        self._operation.locks.check()
+        if self._keeper.is_running():
+            self._keeper.forgive()
+            raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
+        self._keeper.forgive()
+        guest_call("remove it", self._instance, self._operation.runtime.remove, self._instance)

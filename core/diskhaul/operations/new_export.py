@@ -1,0 +1,315 @@
+"""The export that a run makes: begun, filled, read back, published, or aborted."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from ..api import Buffer, ExportStore, ExportWriter
+from ..errors import InvalidHookResultError
+from ..formats.chunk_table import effective_chunk_size
+from ..formats.codec import codec_for, parse_compress
+from ..formats.export_id import new_export_id
+from ..formats.manifest import DiskRecord, Manifest, instance_record
+from ..model import Disk
+from ..pipeline.meter import Meter
+from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
+from ..pipeline.send import SendJob
+from ..pipeline.source import Source, close_sources
+from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, thread_count
+from ..records import DiskResult, ExportRecord
+from .catalog import on_node, read_valid_manifest, record_of
+from .deadlines import PluginHangsError, within
+from .export_disks import ExportDisks
+from .run_state import RunState, UndoStep
+
+if TYPE_CHECKING:
+    from .export import ExportOperation
+
+T = TypeVar("T")
+_PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has been written in order
+
+
+class NewExport:
+    """One export on its way into its store. Use once: `begin`, `send`, `write_chunk_tables`, `read_back`, `publish`."""
+
+    def __init__(self, operation: ExportOperation, state: RunState) -> None:
+        self._operation, self._state = operation, state
+        self._options, self._instance, self._target = operation.options, operation.instance, operation.target
+        self._feedback, self._journal, self._token = operation.feedback, operation.context.journal, operation.token
+        self._run_id = operation.context.run_id
+        self._created = datetime.now(UTC)
+        self._named = (operation.instance.name, new_export_id(self._created, self._run_id))
+        self._compression = parse_compress(operation.options.compress)
+        self._codec = codec_for(self._compression.name, self._compression.level)
+        self._jobs: list[SendJob] = []
+        self._begun: ExportWriter | None = None
+        self._note = 0
+        self._aborting: UndoStep | None = None
+        self._publishing = self._call_left_behind = False
+        self.results: tuple[DiskResult, ...] = ()
+
+    @property
+    def _writer(self) -> ExportWriter:
+        assert self._begun is not None, "the export has been begun"
+        return self._begun
+
+    def _bounded(self, what: str, call: Callable[[], T]) -> T:
+        """A store's call, within the time in which a transfer has to move."""
+        try:
+            return within(self._options.stall_timeout_s, f"export store {what}", call)
+        except PluginHangsError:
+            self._call_left_behind = True
+            raise
+
+    # --- begin and abort --------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make the unpublished export."""
+        instance, export_id = self._named
+        self._note = self._journal.note(
+            self._run_id, "partial", {"node": self._target.name, "instance": instance, "export_id": export_id}
+        )
+        self._aborting = self._state.undo_later("removing the unfinished export", self._abort)
+        with self._state.part_named("export finalization"):
+            writer = self._bounded("begin", lambda: on_node(self._operation.host, self._target, _begin, *self._named))
+            if not callable(getattr(writer, "abort", None)):
+                raise InvalidHookResultError(
+                    f"node {self._target.name}: its store's begin gave {writer!r}, which is no export writer"
+                )
+            self._begun = writer
+
+    def _abort(self) -> None:
+        if self._begun is not None:
+            self._bounded("abort", self._begun.abort)
+        else:  # `begin` failed half-way
+            self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove_partial, *self._named))
+        if self._publishing:
+            # It may be visible already, although publishing it failed in the end; what is reported as failed must not be listed.
+            self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove, *self._named))
+        if not self._call_left_behind:  # a call that hung may still make something: `recover` looks again
+            self._journal.strike(self._note)
+
+    # --- the data ---------------------------------------------------------------------------------------------------
+
+    def send(self, disks: ExportDisks) -> None:
+        """Send all disks, in parallel. `results` says how far each came, also after a failure.
+
+        Raises:
+            DiskhaulError: of the first disk that failed; the state's part names all of them.
+        """
+        threads = thread_count(self._options.threads)
+        sources: list[Source] = []
+        stalled: PipelineStalledError | None = None
+        self._state.part = "disk export"
+        try:
+            with self._feedback.stage("send", f"{len(self._instance.disks)} disk(s) to {self._target.name}"):
+                for disk in self._instance.disks:
+                    sources.append(disks.open(disk))
+                    self._jobs.append(self._send_job(disk, sources[-1], disks, threads * _PIECES_AHEAD))
+                run_jobs(
+                    self._jobs,
+                    threads=threads,
+                    token=self._token,
+                    stall_timeout_s=self._options.stall_timeout_s,
+                    stop_together=disks.guest_waits,
+                )
+                self._raise_for_failed_disks()
+                disks.check_untouched()
+        except PipelineStalledError as error:
+            stalled = error
+            self._call_left_behind = True
+            raise
+        finally:
+            self.results = tuple(self._result(disk) for disk in self._instance.disks)
+            close_sources(sources, stalled)
+        self._state.part = ""
+
+    def _send_job(self, disk: Disk, source: Source, disks: ExportDisks, window: int) -> SendJob:
+        return SendJob(
+            source,
+            self._bounded("create", lambda: self._writer.create(self._file_name(disk))),
+            chunk_size=effective_chunk_size(source.size, self._options.chunk_size),
+            codec=self._codec,
+            meter=Meter(disk.index, "send", source.size, self._feedback.emit),
+            window=window,
+            when_sent=lambda: disks.sent(disk, source),
+        )
+
+    def _file_name(self, disk: Disk) -> str:
+        if self._options.layout == "ganeti":
+            return disk.uuid or str(uuid.uuid5(uuid.UUID(self._run_id), str(disk.index)))
+        return f"disk-{disk.index}{self._codec.suffix}"
+
+    def _raise_for_failed_disks(self) -> None:
+        failed = [(disk, job.error) for disk, job in zip(self._instance.disks, self._jobs, strict=True) if job.error is not None]
+        if failed:
+            self._state.part = f"disk export: disk(s) {', '.join(str(disk.index) for disk, _ in failed)}"
+            disk, error = failed[0]
+            raise as_diskhaul_error(error, disk.label) from error
+
+    def _result(self, disk: Disk) -> DiskResult:
+        """What became of one disk, as far as its job came."""
+        if disk.index >= len(self._jobs):
+            return DiskResult(index=disk.index, label=disk.label, error="not sent")
+        job = self._jobs[disk.index]
+        return DiskResult(
+            index=disk.index,
+            label=disk.label,
+            size=job.table.disk_size,
+            bytes_read=job.meter.read,
+            bytes_skipped=job.meter.done - job.meter.read,
+            bytes_written=job.stored_bytes if self._codec.encoded and job.stored_bytes else job.meter.written,
+            data_bytes=job.data_bytes,
+            zero_bytes=job.zero_bytes,
+            free_bytes=job.free_bytes,
+            root_digest=job.table.root_digest() if job.sent else "",
+            seconds=job.seconds,
+            error="" if job.sent and job.error is None else str(job.error or "not sent: the export was stopped"),
+        )
+
+    def write_chunk_tables(self) -> None:
+        """Write the digests of all disks, which have been sent."""
+        with self._state.part_named("export finalization"):
+            for index, job in enumerate(self._jobs):
+                self._bounded("write", partial(self._write_file, f"disk-{index}.chunks", tuple(job.table.parts())))
+
+    def _write_file(self, name: str, parts: Sequence[Buffer]) -> None:
+        file = self._writer.create(name)
+        file.append(parts)
+        file.finish()
+
+    def records(self, disks: ExportDisks) -> tuple[DiskRecord, ...]:
+        """The manifest's records of all disks, which have been sent."""
+        return tuple(
+            DiskRecord(
+                index=disk.index,
+                name=disk.name,
+                uuid=disk.uuid,
+                size=job.table.disk_size,
+                file=self._file_name(disk),
+                format=self._codec.suffix.removeprefix("."),
+                compress=str(self._compression),
+                stored_size=job.stored_bytes,
+                chunk_size=job.table.chunk_size,
+                chunk_count=job.table.count,
+                chunks_file=f"disk-{disk.index}.chunks",
+                root_digest=job.table.root_digest(),
+                stored_root=job.table.stored_root(),
+                data_bytes=job.data_bytes,
+                zero_bytes=job.zero_bytes,
+                free_bytes=job.free_bytes,
+                consistency=disks.consistency,
+            )
+            for disk, job in zip(self._instance.disks, self._jobs, strict=True)
+        )
+
+    # --- read back and publish --------------------------------------------------------------------------------------
+
+    def read_back(self, records: Sequence[DiskRecord]) -> None:
+        """Read what was stored, from the medium where that can be had, and compare it with what was sent."""
+        if self._options.verify == "none":
+            return
+        stored: list[StoredDisk] = []
+        stalled: PipelineStalledError | None = None
+        self._state.part = "verification"
+        try:
+            with self._feedback.stage("verify", self._options.verify):
+                reader = self._bounded("read", self._writer.reader)
+                stored.extend(self._bounded("read", partial(open_stored_disk, reader, record)) for record in records)
+                jobs = [self._check_job(disk) for disk in stored]
+                run_jobs(jobs, threads=self._options.threads, token=self._token, stall_timeout_s=self._options.stall_timeout_s)
+        except PipelineStalledError as error:
+            stalled = error
+            raise
+        finally:
+            close_sources([disk.source for disk in stored], stalled)
+        for index, job in enumerate(jobs):
+            if job.error is not None:
+                self._state.part = f"verification: disk(s) {index}"
+                raise as_diskhaul_error(job.error, f"disk {index} as stored") from job.error
+        self._state.part = ""
+
+    def _check_job(self, disk: StoredDisk) -> ReadBackJob:
+        meter = Meter(disk.record.index, "verify", disk.record.size, self._feedback.emit)
+        return ReadBackJob(disk, writer=None, decode=self._options.verify == "full", stop_at_first=True, meter=meter)
+
+    def publish(self, records: tuple[DiskRecord, ...], disks: ExportDisks) -> ExportRecord:
+        """Make the export visible, and look at it.
+
+        Raises:
+            LockLostError: somebody else may hold the instance by now; nothing has appeared.
+            StorageError: it could not be published.
+        """
+        with self._state.part_named("export finalization"), self._feedback.stage("publish"):
+            others = self._write_ganeti_config(records) if self._options.layout == "ganeti" else {}
+            content = self._manifest(records, disks, others).to_bytes()
+            self._token.raise_if_cancelled()
+            self._operation.locks.check()
+            self._publishing = True
+            self._bounded("publish", lambda: self._writer.publish(content))
+            host, node = self._operation.host, self._target
+            record = self._bounded("read", lambda: on_node(host, node, _published_record, node.name, *self._named))
+            self._journal.strike(self._note)
+        self._state.done(self._aborting)
+        return record
+
+    def _manifest(self, records: tuple[DiskRecord, ...], disks: ExportDisks, others: dict[str, str]) -> Manifest:
+        left_out: list[str] = []
+        manifest = Manifest(
+            export_id=self._named[1],
+            run_id=self._run_id,
+            cluster=self._operation.cluster.name,
+            created=self._created.isoformat(),
+            instance=instance_record(self._instance, left_out),
+            options={"compress": str(self._compression), "shutdown": self._options.shutdown, "verify": self._options.verify},
+            consistency=disks.consistency,
+            layout=self._options.layout,
+            disks=records,
+            other_files=others,
+            timings=dict(self._feedback.timings),
+        )
+        if left_out:
+            self._feedback.warn(f"not recorded in the manifest, since JSON cannot hold it: {', '.join(left_out)}")
+        return manifest
+
+    def _write_ganeti_config(self, records: Sequence[DiskRecord]) -> dict[str, str]:
+        """Write Ganeti's description of the export; return its digest by name."""
+        from blake3 import blake3
+
+        from ..formats.ganeti import CONFIG_NAME, GanetiDump, render_config_ini, size_mib
+
+        dumps = [
+            GanetiDump(file=record.file, size_mib=size_mib(record.size), ivname=f"disk/{record.index}", name=record.name)
+            for record in records
+        ]
+        source = self._operation.source.name
+        config = render_config_ini(self._instance, dumps, timestamp=int(self._created.timestamp()), source=source)
+        self._bounded("write", lambda: self._write_file(CONFIG_NAME, (config,)))
+        return {CONFIG_NAME: blake3(config).hexdigest()}
+
+
+def imagined_record(run_id: str, instance: str, node: str) -> ExportRecord:
+    """The record of an export that does not exist yet, for plans."""
+    now = datetime.now(UTC)
+    return ExportRecord(export_id=new_export_id(now, run_id), instance=instance, node=node, store="", path="", created=now)
+
+
+def _begin(store: ExportStore, instance: str, export_id: str) -> ExportWriter:
+    return store.begin(instance, export_id)
+
+
+def _remove_partial(store: ExportStore, instance: str, export_id: str) -> None:
+    store.remove_partial(instance, export_id)
+
+
+def _remove(store: ExportStore, instance: str, export_id: str) -> None:
+    store.remove(instance, export_id)
+
+
+def _published_record(store: ExportStore, node: str, instance: str, export_id: str) -> ExportRecord:
+    reader = store.open(instance, export_id)
+    return record_of(read_valid_manifest(reader), node=node, store=store.identity, path=reader.location)
