@@ -109,7 +109,7 @@ def _devices_under(directory: Path) -> set[str]:
         device = os.stat(directory).st_dev
     except OSError:
         return found
-    queue = [f"{os.major(device)}:{os.minor(device)}", *_mounted_devices(device)]
+    queue = [f"{os.major(device)}:{os.minor(device)}", *_btrfs_device(directory)]
     while queue:
         number = queue.pop()
         if number in found:
@@ -132,27 +132,29 @@ def _devices_under(directory: Path) -> set[str]:
     return found
 
 
-def _mounted_devices(device: int) -> list[str]:
-    """Block devices that are mounted as the filesystem `device`: btrfs gives its files a number that is no device's."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    numbers: list[str] = []
+def _btrfs_device(directory: Path) -> list[str]:
+    """The device of the btrfs that `directory` lies on: its files have numbers that are no device's. Else nothing."""
+    place = os.path.realpath(directory)
+    point, kind, source = "", "", ""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
-        return numbers
+        return []
     for line in lines:  # proc(5): ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD...] - TYPE SOURCE OPTIONS
         left, _, right = line.partition(" - ")
-        fields, source = left.split(), right.split()[1:2]
-        if len(fields) < 5 or not source or not source[0].startswith("/dev/"):
+        fields, described = left.split(), right.split()
+        if len(fields) < 5 or len(described) < 2:
             continue
-        try:
-            # A subvolume has a number of its own, which only its files tell, so the mount is asked as well.
-            if fields[2] != wanted and os.stat(_unescaped(fields[4])).st_dev != device:
-                continue
-            numbers.append(_number(os.stat(_unescaped(source[0]))))
-        except OSError:
-            continue
-    return numbers
+        mounted = _unescaped(fields[4])
+        inside = place == mounted or place.startswith(mounted.rstrip("/") + "/")
+        if inside and len(mounted) >= len(point):  # >=: of mounts on one point the last is on top
+            point, kind, source = mounted, described[0], _unescaped(described[1])
+    if kind != "btrfs":
+        return []
+    try:
+        return [_number(os.stat(source))]
+    except OSError:
+        return []
 
 
 def _unescaped(text: str) -> str:
