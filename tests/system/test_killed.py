@@ -195,7 +195,7 @@ def test_the_command_line_recovers_and_says_what_it_did(lab: Lab, unchanged: Mak
     done = lab.cli("recover")
 
     assert done.returncode == 0, done.stderr
-    assert f"{INSTANCE} was started again" in done.stdout + done.stderr
+    assert f"{INSTANCE} runs again" in done.stdout + done.stderr
     killing.check_recovered()
     assert lab.cli("recover").returncode == 0
 
