@@ -267,6 +267,7 @@ class Lab:
 
     def state(self) -> State:
         """Look at everything that an operation must not leave behind."""
+        threads = _threads()  # first: while one is on its way out, it may still have something open
         base = str(self.path)
         loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout.splitlines()
         roots = (str(self.disks), base)
@@ -282,7 +283,7 @@ class Lab:
             temporary=tuple(sorted(str(path) for path in self.temporary.rglob("*"))),
             children=tuple(_children()),
             descriptors=tuple(_descriptors()),
-            threads=tuple(_threads()),
+            threads=tuple(threads),
         )
 
 
