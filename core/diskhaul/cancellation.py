@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
@@ -13,6 +14,7 @@ from .errors import InterruptedRunError
 
 T = TypeVar("T")
 _POLL_S = 0.5
+_WAIT_POLL_S = 0.05
 
 
 class CancellationToken:
@@ -34,6 +36,13 @@ class CancellationToken:
     def cancel(self, reason: str = "cancelled") -> None:
         self.reason = self.reason or reason
         self.cancelled = True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until cancelled, at most `seconds`; return whether it was."""
+        until = time.monotonic() + seconds
+        while not self.cancelled and time.monotonic() < until:
+            time.sleep(min(_WAIT_POLL_S, max(0.0, until - time.monotonic())))
+        return self.cancelled
 
     def raise_if_cancelled(self) -> None:
         if self.cancelled:

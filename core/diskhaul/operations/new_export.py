@@ -59,10 +59,15 @@ class NewExport:
 
     def _bounded(self, what: str, call: Callable[[], T]) -> T:
         """A store's call, within the time in which a transfer has to move."""
+        return within(self._options.stall_timeout_s, f"export store {what}", call)
+
+    def _bounded_for_good(self, what: str, call: Callable[[], T]) -> T:
+        """`_bounded`, for calls that may leave something behind when they end after all."""
         try:
-            return within(self._options.stall_timeout_s, f"export store {what}", call)
-        except PluginHangsError:
+            return self._bounded(what, call)
+        except PluginHangsError as error:
             self._call_left_behind = True
+            error.add_note("'diskhaul recover' looks again for what it may leave behind")
             raise
 
     # --- begin and abort --------------------------------------------------------------------------------------------
@@ -75,7 +80,7 @@ class NewExport:
         )
         self._aborting = self._state.undo_later("removing the unfinished export", self._abort)
         with self._state.part_named("export finalization"):
-            writer = self._bounded("begin", lambda: on_node(self._operation.host, self._target, _begin, *self._named))
+            writer = self._bounded_for_good("begin", lambda: on_node(self._operation.host, self._target, _begin, *self._named))
             if not callable(getattr(writer, "abort", None)):
                 raise InvalidHookResultError(
                     f"node {self._target.name}: its store's begin gave {writer!r}, which is no export writer"
@@ -84,7 +89,7 @@ class NewExport:
 
     def _abort(self) -> None:
         if self._begun is not None:
-            self._bounded("abort", self._begun.abort)
+            self._bounded_for_good("abort", self._begun.abort)
         else:  # `begin` failed half-way
             self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove_partial, *self._named))
         if self._publishing:
@@ -121,7 +126,6 @@ class NewExport:
                 disks.check_untouched()
         except PipelineStalledError as error:
             stalled = error
-            self._call_left_behind = True
             raise
         finally:
             self.results = tuple(self._result(disk) for disk in self._instance.disks)
@@ -250,7 +254,7 @@ class NewExport:
             self._token.raise_if_cancelled()
             self._operation.locks.check()
             self._publishing = True
-            self._bounded("publish", lambda: self._writer.publish(content))
+            self._bounded_for_good("publish", lambda: self._writer.publish(content))
             host, node = self._operation.host, self._target
             record = self._bounded("read", lambda: on_node(host, node, _published_record, node.name, *self._named))
             self._journal.strike(self._note)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -396,7 +397,10 @@ class ImportOperation(CatalogOperation[ImportResult]):
                     opened.append(target.open(force=self.options.force, label=self._label()))  # noqa: PERF401
                 self._write(sources, opened, meters)
         except PipelineStalledError as error:
-            stack.pop_all()  # threads hang in these files: their descriptors must not be given to others
+            stack.pop_all()
+            for index, (source, open_target) in enumerate(zip(sources, opened, strict=True)):
+                # At once, or when the thread that hangs in them lets go: their descriptors must not be given to other files.
+                error.when_free(index, partial(_close_both, source, open_target))
             error.add_note(_INCOMPLETE)
             raise
         except BaseException as error:  # a plugin's storage may raise anything
@@ -494,6 +498,15 @@ class ImportOperation(CatalogOperation[ImportResult]):
             warnings=tuple(warnings),
             dry_run=dry_run,
         )
+
+
+def _close_both(source: StoredSource, target: OpenTarget) -> None:
+    """Close what an abandoned restore was reading and writing; there is nobody left to tell of a failure."""
+    for close in (source.close, target.close):
+        try:
+            close()
+        except Exception:  # the other one still has to be closed
+            pass
 
 
 def _disk_at(index: int, path: Path) -> Disk:
