@@ -10,6 +10,7 @@ import random
 import shutil
 import stat
 import subprocess
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ import diskhaul
 from diskhaul.config import load_cluster
 from diskhaul.demo import make_demo
 from diskhaul.events import DiskProgress, StageStarted
-from diskhaul.testing import MemoryStorage, SparseMemoryDisk
+from diskhaul.testing import Fault, FaultyDisk, MemoryDisk, MemoryStorage, SparseMemoryDisk
 
 INSTANCE = "web1.example.com"
 OTHER = "db1.example.com"
@@ -229,7 +230,7 @@ def test_names_that_fit_nothing_are_refused(place: Place, tmp_path: Path) -> Non
     for name, match in [
         ("nobody", "nobody"),
         (f"{INSTANCE}@20200101T000000Z-00000000", "does not exist"),
-        (f"{INSTANCE}@../../etc", "does not exist"),
+        (f"{INSTANCE}@../../nonexistent", "does not exist"),
         (f"{INSTANCE}@yesterday", "is not one"),
         ("../x@y", "x"),
         ("", "empty"),
@@ -553,6 +554,28 @@ def test_a_cancelled_import_leaves_nothing_under_the_final_name(place: Place, tm
     place.import_(disks={0: old}, force=True)
     assert old.read_bytes() == place.contents[0]
     assert not (tmp_path / "old.raw.incomplete").exists()
+
+
+def test_a_target_that_hangs_ends_the_import_and_is_closed_when_it_lets_go(place: Place) -> None:
+    faulty = FaultyDisk(MemoryDisk(len(place.contents[0]), fill=OLD), Fault(on="write", kind="hang", nth=2))
+    storage = MemoryStorage({"root": faulty})
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(diskhaul.OperationFailedError, match=r"nothing moved for 0\.5 s") as caught:
+        place.import_(
+            INSTANCE, config=memory_cluster(place, {INSTANCE: "root"}), plugins=[storage], force=True, stall_timeout_s=0.5
+        )
+    assert caught.value.exit_code == 3
+    assert faulty.hanging.is_set()
+    inner: MemoryDisk = faulty._disk
+    assert inner.closes == 0, "nobody closes a disk under a thread that is in it"
+    assert inner.content().startswith(b"diskhaul: incomplete import")
+    faulty.release()
+    for thread in threading.enumerate():
+        if thread.name.startswith("diskhaul-chunk"):
+            thread.join(30)
+    assert inner.closes == 1
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert inner.content().startswith(b"diskhaul: incomplete import"), "also when the thread goes on at last"
 
 
 def test_what_a_failed_import_left_is_not_overwritten_without_force(place: Place, tmp_path: Path) -> None:
