@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import diskhaul
 import pytest
+
+import diskhaul
 from diskhaul.api import DiskReader, Extent, ExtentKind, ZeroFill
 
 MIB = 1 << 20
