@@ -52,11 +52,10 @@ class CancellationToken:
 def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
     """Run `function` so that Ctrl-C can cancel it but never tear it.
 
-    Python delivers KeyboardInterrupt between any two bytecodes of the main thread, also in the middle of a clean-up. So the
-    work runs on a thread of its own; the main thread only waits, turns interrupts into `token.cancel`, and raises
-    KeyboardInterrupt once the work has ended. Called from another thread, `function` simply runs.
-
-    While it waits, Ctrl-C has a handler that does not raise, unless the program has one of its own.
+    Python runs signal handlers between any two bytecodes of the main thread, and what they raise comes out there, also in the
+    middle of a clean-up. So the work runs on a thread of its own; the main thread only waits. While it does, an exception that
+    the program's handler of a stopping signal raises (KeyboardInterrupt, if it has no other) becomes ``token.cancel``, and is
+    raised once the work has ended. Called from another thread, `function` simply runs.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
@@ -74,17 +73,8 @@ def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
         finally:
             ended.put(None)
 
-    interrupted = False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        token.cancel("Ctrl-C")
-
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if default:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
+    shield = _Shield(token)
+    with shield:
         threading.Thread(target=work, name="diskhaul-operation", daemon=True).start()
         while True:
             try:
@@ -92,13 +82,51 @@ def run_shielded(function: Callable[[], T], token: CancellationToken) -> T:
                 break
             except queue.Empty:
                 continue
-            except KeyboardInterrupt:  # from the program's own handler
-                interrupt(signal.SIGINT, None)
-    finally:
-        if default:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupted:
-        raise KeyboardInterrupt from (failures[0] if failures else None)
+            except BaseException as error:  # from the program's handler of some other signal
+                shield.keep(error)
+    if shield.raised:
+        raise shield.raised[0] from (failures[0] if failures else None)
     if failures:
         raise failures[0]
     return answers.get_nowait()
+
+
+class _Shield:
+    """Catches what handlers of stopping signals raise while the block runs. For the main thread.
+
+    Attributes:
+        raised: what they raised, oldest first.
+    """
+
+    def __init__(self, token: CancellationToken) -> None:
+        self.raised: list[BaseException] = []
+        self._token = token
+        self._before: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._up = False
+
+    def __enter__(self) -> None:
+        self._up = True
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._before[number] = handler
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # While it is up this never raises, so a second signal, in the middle of the first one's handler, cannot tear either.
+        try:
+            self._before[number](number, frame)
+        except BaseException as error:
+            if not self._up:
+                raise
+            self.keep(error)
+
+    def keep(self, error: BaseException) -> None:
+        self.raised.append(error)
+        self._token.cancel("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+
+    def __exit__(self, *_: object) -> None:
+        self._up = False  # first: from here on an exception may end this at any point, and handlers be left as they are
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._handle:  # else the program has chosen another one meanwhile
+                signal.signal(number, handler)

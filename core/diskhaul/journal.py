@@ -26,6 +26,7 @@ NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing"
 """What is noted: a guest to be running again, a guest to be thawed, disks to be deactivated, a snapshot, an unpublished
 export, an export being removed."""
 
+_FILE_NAME = "journal.sqlite"
 _LOCKED_S = 30.0  # how long another process may hold the database
 
 _SCHEMA = """
@@ -63,7 +64,7 @@ class Journal:
     """The journal of one cluster. Every method is one durable transaction; safe to use from several threads and processes."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / "journal.sqlite"
+        self._path = state_dir / _FILE_NAME
         try:
             state_dir.mkdir(mode=0o700, exist_ok=True)
             self._make_file()
@@ -72,14 +73,19 @@ class Journal:
         except (OSError, self._database_error()) as error:
             raise RefusedError(f"state_dir {state_dir}: the journal cannot be written: {error}; check the directory") from error
 
+    @staticmethod
+    def is_in(state_dir: Path) -> bool:
+        """Whether there is a journal; making a `Journal` makes one."""
+        return os.path.lexists(state_dir / _FILE_NAME)
+
     def _make_file(self) -> None:
         """Create the database, readable by nobody else.
 
-        One that exists must never be opened and closed outside SQLite: closing any descriptor of a file drops all locks that
-        the process, other threads included, holds on it (POSIX).
+        It must never be opened and closed outside SQLite: closing any descriptor of a file drops all locks that the process,
+        other threads included, holds on it (POSIX). So it is made without being opened.
         """
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.mknod(self._path, stat.S_IFREG | 0o600)
         except FileExistsError:
             if not stat.S_ISREG(os.lstat(self._path).st_mode):
                 raise OSError(f"{self._path} is not a regular file") from None

@@ -52,7 +52,8 @@ def export(
         LockTimeoutError: somebody else works on the instance.
         OperationFailedError: failed; the guest is as before, earlier exports are intact, nothing new is listed.
         InterruptedRunError: cancelled; likewise.
-        KeyboardInterrupt: Ctrl-C in the main thread; likewise, raised once everything is as before.
+        KeyboardInterrupt: Ctrl-C in the main thread, raised once the run has ended: everything is as before, unless the export
+            had been published by then; that one stands (`list_exports` tells).
     """
     from .operations.export import ExportOperation
 

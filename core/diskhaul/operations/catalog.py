@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -80,32 +80,38 @@ class Catalog:
         """
         found: dict[tuple[str, str, str], ExportRecord] = {}
         unreachable: list[str] = []
-        with ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
-            asked = [(node, pool.submit(self._ask, node, instance)) for node in self._nodes]
-            for node, answer in asked:
-                try:
-                    for record in answer.result():
-                        found.setdefault((record.store, record.instance, record.export_id), record)
-                except BaseException as error:  # a plugin's store may raise anything; the other nodes still count
-                    text = str(error)
-                    unreachable.append(text if node.name in text else f"node {node.name}: {text}")
+        for node, answer in self._ask_all(lambda node: partial(_store_records, node=node.name, instance=instance)):
+            try:
+                for record in answer.result():
+                    found.setdefault((record.store, record.instance, record.export_id), record)
+            except BaseException as error:  # a plugin's store may raise anything; the other nodes still count
+                text = str(error)
+                unreachable.append(text if node.name in text else f"node {node.name}: {text}")
         # By time first: ids of the same second are in no order.
         ordered = sorted(found.values(), key=lambda record: (record.instance, record.created, record.export_id, record.node))
         return ListResult(exports=tuple(ordered), unreachable=tuple(unreachable))
 
-    def _ask(self, node: Node, instance: str | None) -> Sequence[ExportRecord]:
-        """What `node` has, within the time that a node may take: one that hangs must not hold up what concerns others."""
-        ask = partial(on_node, self._host, node, _store_records, node.name, instance)
-        return within(NODE_LIMIT_S, f"node {node.name}: listing its exports", ask)
+    def _ask_all(self, question: Callable[[Node], Callable[[ExportStore], T]]) -> Iterator[tuple[Node, Future[T]]]:
+        """Ask the store of each node, several at once, each within the time that a node may take.
+
+        One that hangs must not hold up what concerns others.
+        """
+
+        def ask(node: Node) -> T:
+            what = f"node {node.name}: listing its exports"
+            return within(NODE_LIMIT_S, what, lambda: on_node(self._host, node, question(node)))
+
+        with ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
+            yield from [(node, pool.submit(ask, node)) for node in self._nodes]
 
     def instances(self) -> set[str]:
         """Full names of instances that have a directory on some node that answers."""
         names: set[str] = set()
-        for node in self._nodes:
+        for _, answer in self._ask_all(lambda node: _store_instances):
             try:
-                names.update(on_node(self._host, node, _store_instances))
-            except (DiskhaulError, OSError):
-                continue  # `list` names the nodes that do not answer
+                names.update(answer.result())
+            except BaseException:  # `list` names the nodes that do not answer
+                continue
         return names
 
     def expand_instance(self, name: str, known: Iterable[str]) -> str:
@@ -138,7 +144,7 @@ def _store_instances(store: ExportStore) -> Sequence[str]:
     return store.instances()
 
 
-def _store_records(store: ExportStore, node: str, instance: str | None) -> list[ExportRecord]:
+def _store_records(store: ExportStore, *, node: str, instance: str | None) -> list[ExportRecord]:
     instances = [instance] if instance is not None else list(store.instances())
     return [_record(store, node, name, export_id) for name in instances for export_id in store.exports(name)]
 

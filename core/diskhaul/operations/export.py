@@ -20,7 +20,7 @@ from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import Catalog, on_node
 from .export_run import ExportRun
-from .guest import GuestKeeper
+from .guest import guest_runs
 from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
@@ -156,9 +156,8 @@ class ExportOperation(Operation[ExportResult]):
             problems = problems_from(instance.name, lambda: self.runtime.check(instance))
             if problems:
                 return problems
-            keeper = GuestKeeper(self.runtime, instance, self.context.journal, self.context.run_id, self.feedback)
             # A dead run may have left the guest stopped; it will be started again before anything else happens.
-            self.running = keeper.is_running() or owes_start(self.context, instance.name)
+            self.running = guest_runs(self.runtime, instance) or owes_start(self.context, instance.name)
         except RefusedError as error:
             return list(error.problems)
         except DiskhaulError as error:

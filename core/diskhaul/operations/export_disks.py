@@ -90,14 +90,15 @@ class ExportDisks:
         runtime, instance = self._operation.runtime, self._instance
         note = self._journal.note(self._run_id, "disks", {"instance": instance.name})
         with self._state.part_named("disk activation"):
-            activated = guest_call("activate its disks", instance, runtime.activate_disks, instance)
+            activated = guest_call("activate its disks", runtime, runtime.activate_disks, instance)
         if not activated:
             self._journal.strike(note)
             return
 
         def deactivate() -> None:
-            guest_call("deactivate its disks", instance, runtime.deactivate_disks, instance)
-            self._journal.strike(note)
+            if self._journal.has(note):  # else this run had lost its lock, and another one may be reading them
+                guest_call("deactivate its disks", runtime, runtime.deactivate_disks, instance)
+                self._journal.strike(note)
 
         self._giving_back.append(self._state.undo_later("deactivating the disks", deactivate))
 
@@ -288,4 +289,5 @@ class ExportDisks:
             self._keeper.forgive()
             raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
         self._keeper.forgive()
-        guest_call("remove it", self._instance, self._operation.runtime.remove, self._instance)
+        runtime = self._operation.runtime
+        guest_call("remove it", runtime, runtime.remove, self._instance)

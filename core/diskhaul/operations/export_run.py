@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
 from ..events import GuestChanged
-from ..pipeline.workers import as_diskhaul_error
+from ..pipeline.workers import PipelineStalledError, as_diskhaul_error
 from ..records import ExportRecord, ExportResult
 from .cleanup import clean_up
 from .export_disks import ExportDisks
@@ -55,6 +55,10 @@ class ExportRun:
         """What to raise for `error`: it names the part that failed."""
         if isinstance(error, InterruptedRunError):
             return error
+        if isinstance(error, PipelineStalledError) and self._operation.token.cancelled:
+            return InterruptedRunError(
+                f"interrupted: {self._operation.token.reason}; a read or write that hangs was left behind: {error}"
+            )
         # Whatever it was, also a refusal or a lost lock: the work had begun, so it is a failure (exit code 3) by now.
         instance = self._operation.instance.name
         cause = as_diskhaul_error(error, instance)
@@ -74,7 +78,7 @@ class ExportRun:
                 self._remove_instance()
             removed, incomplete = clean_up(self._operation, export)
             self._state.incomplete += incomplete
-        except Exception as error:
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
             self._state.incomplete.append(f"after the export was published: {type(error).__name__}: {error}")
         return self._result(export, removed)
 

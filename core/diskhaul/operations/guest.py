@@ -26,22 +26,42 @@ class GuestHangsError(GuestError):
 
 
 def guest_call(
-    what: str,
-    instance: Instance,
-    function: Callable[..., T],
-    *arguments: object,
-    limit_s: float = 300.0,
-    **options: object,
+    what: str, runtime: Runtime, method: Callable[..., T], instance: Instance, *, more_s: float = 0.0, **options: object
 ) -> T:
-    """Call a runtime's method; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance."""
+    """Call a runtime's `method`; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance.
+
+    Args:
+        what: what it is to do, for messages.
+        more_s: how much longer than the runtime's other calls this one may take, seconds.
+    """
+    limit_s = _longest_call_s(runtime, instance) + more_s
     try:
-        return within(limit_s, getattr(function, "__qualname__", what), lambda: function(*arguments, **options))
+        return within(limit_s, getattr(method, "__qualname__", what), lambda: method(instance, **options))
     except PluginHangsError as error:
         raise GuestHangsError(f"{instance.name}: cannot {what}: {error}") from error
     except DiskhaulError:
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit included
         raise GuestError(f"{instance.name}: cannot {what}: {type(error).__name__}: {error}") from error
+
+
+def _longest_call_s(runtime: Runtime, instance: Instance) -> float:
+    try:
+        return float(runtime.longest_call_s(instance))
+    except Exception:  # a plugin that cannot say how long it takes is no reason to leave a guest down
+        return Runtime.longest_call_s(runtime, instance)
+
+
+def guest_runs(runtime: Runtime, instance: Instance) -> bool:
+    """Ask whether the guest is running.
+
+    Raises:
+        GuestError: it cannot be found out.
+    """
+    answer = guest_call("find out its state", runtime, runtime.is_running, instance)
+    if not isinstance(answer, bool):
+        raise GuestError(f"{instance.name}: its runtime gave the state {answer!r} instead of True or False")
+    return answer
 
 
 class GuestKeeper:
@@ -75,10 +95,7 @@ class GuestKeeper:
         return self._frozen is not None
 
     def is_running(self) -> bool:
-        answer = self._call("find out its state", self._runtime.is_running)
-        if not isinstance(answer, bool):
-            raise GuestError(f"{self._instance.name}: its runtime gave the state {answer!r} instead of True or False")
-        return answer
+        return guest_runs(self._runtime, self._instance)
 
     # --- down and up ------------------------------------------------------------------------------------------------
 
@@ -112,10 +129,8 @@ class GuestKeeper:
         note = self._note
         if note is None:
             return
-        if not self._journal.has(note):
-            # This run had lost its lock, and another one has dealt with the guest: it is no longer ours to start.
+        if not self._is_ours(note):
             self._note = None
-            self._feedback.warn(f"{self._instance.name}: another run has taken over, and sees to the guest")
             return
         self._retried("start it", self._start)
         watch_s = 0.0 if self._unconfirmed_s is None else max(_SETTLE_S, self._unconfirmed_s)
@@ -129,6 +144,17 @@ class GuestKeeper:
         else:
             self._journal.strike(note)
         self._note = None
+
+    def _is_ours(self, note: int) -> bool:
+        """False, with a warning, when this run had lost its lock, and another one has dealt with the guest meanwhile."""
+        try:
+            ours = self._journal.has(note)
+        except Exception as error:  # a journal that cannot be read is no reason to leave a guest down, or frozen
+            self._feedback.warn(f"the journal cannot be read: {error}; {self._instance.name} is seen to all the same")
+            return True
+        if not ours:
+            self._feedback.warn(f"{self._instance.name}: another run has taken over, and sees to the guest")
+        return ours
 
     def keep_running(self, watch_s: float) -> None:
         """Start the guest if it is down, and watch it for `watch_s` seconds; for runs that are gone.
@@ -190,19 +216,30 @@ class GuestKeeper:
         Raises:
             GuestError: the first attempt's error, with the others as notes.
         """
-        if self._frozen is None:
+        note = self._frozen
+        if note is None:
             return
-        self._retried("thaw it", lambda: self._call("thaw it", self._runtime.thaw))
+        if not self._is_ours(note):
+            self._frozen = None  # another run may have frozen it anew, and be at its snapshots
+            return
+        self.thaw_anyway()
         if not freeze_may_follow:
-            self._journal.strike(self._frozen)
+            self._journal.strike(note)
         self._frozen = None
         self._feedback.emit(GuestChanged(instance=self._instance.name, change="thawed"))
+
+    def thaw_anyway(self) -> None:
+        """Thaw the guest, whoever may have frozen it; for runs that are gone.
+
+        Raises:
+            GuestError: as `thaw`.
+        """
+        self._retried("thaw it", lambda: self._call("thaw it", self._runtime.thaw))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def _call(self, what: str, method: Callable[..., T], *, more_s: float = 0.0, **options: object) -> T:
-        limit_s = self._runtime.longest_call_s(self._instance) + more_s
-        return guest_call(what, self._instance, method, self._instance, limit_s=limit_s, **options)
+        return guest_call(what, self._runtime, method, self._instance, more_s=more_s, **options)
 
     def _retried(self, what: str, attempt: Callable[[], object]) -> None:
         """Call `attempt` until it works, with pauses; raise its first error, with the others as notes, when it never does."""

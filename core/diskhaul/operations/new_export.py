@@ -74,10 +74,7 @@ class NewExport:
 
     def begin(self) -> None:
         """Make the unpublished export."""
-        instance, export_id = self._named
-        self._note = self._journal.note(
-            self._run_id, "partial", {"node": self._target.name, "instance": instance, "export_id": export_id}
-        )
+        self._note = self._journal.note(self._run_id, "partial", self._noted())
         self._aborting = self._state.undo_later("removing the unfinished export", self._abort)
         with self._state.part_named("export finalization"):
             writer = self._bounded_for_good("begin", lambda: on_node(self._operation.host, self._target, _begin, *self._named))
@@ -87,16 +84,30 @@ class NewExport:
                 )
             self._begun = writer
 
+    def _noted(self, *, given_up: bool = False) -> dict[str, object]:
+        instance, export_id = self._named
+        return {"node": self._target.name, "instance": instance, "export_id": export_id, "given_up": given_up}
+
     def _abort(self) -> None:
+        # Once it was to be published it may be visible already, or become so when a call that was left behind ends, although
+        # publishing it failed; what is reported as failed must not be listed.
+        try:
+            if self._publishing:
+                self._journal.amend(self._note, self._noted(given_up=True))
+        finally:
+            try:
+                self._abandon()
+            finally:
+                if self._publishing:
+                    self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove, *self._named))
+        if not self._call_left_behind:  # a call that hung may still make something: `recover` looks again
+            self._journal.strike(self._note)
+
+    def _abandon(self) -> None:
         if self._begun is not None:
             self._bounded_for_good("abort", self._begun.abort)
         else:  # `begin` failed half-way
             self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove_partial, *self._named))
-        if self._publishing:
-            # It may be visible already, although publishing it failed in the end; what is reported as failed must not be listed.
-            self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove, *self._named))
-        if not self._call_left_behind:  # a call that hung may still make something: `recover` looks again
-            self._journal.strike(self._note)
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
@@ -257,8 +268,11 @@ class NewExport:
             self._bounded_for_good("publish", lambda: self._writer.publish(content))
             host, node = self._operation.host, self._target
             record = self._bounded("read", lambda: on_node(host, node, _published_record, node.name, *self._named))
-            self._journal.strike(self._note)
         self._state.done(self._aborting)
+        try:
+            self._journal.strike(self._note)
+        except Exception as error:  # it stands, whatever the journal says
+            self._state.incomplete.append(f"the journal still calls the new export unfinished: {error}; 'diskhaul recover'")
         return record
 
     def _manifest(self, records: tuple[DiskRecord, ...], disks: ExportDisks, others: dict[str, str]) -> Manifest:

@@ -10,14 +10,15 @@ from ..api import ExportStore, LockMode, Snapshot
 from ..errors import LockTimeoutError, OperationFailedError, RefusedError
 from ..events import ExportRemoved
 from ..feedback import Feedback
-from ..journal import UnfinishedRun
+from ..journal import Journal, UnfinishedRun
+from ..model import Instance
 from ..names import expand_name, name_problem
 from ..records import RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import on_node
 from .cleanup import REMOVAL
 from .disk_notes import disk_from_note
-from .guest import GuestKeeper, guest_call
+from .guest import GuestKeeper, guest_call, guest_runs
 
 T = TypeVar("T")
 _ORDER = {"frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
@@ -25,7 +26,12 @@ _ORDER = {"frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "rem
 
 
 def owes_start(context: RunContext, instance: str) -> bool:
-    """True when a run that is gone stopped the guest of `instance` and did not start it again. Needs the instance's lock."""
+    """True when a run that is gone stopped the guest of `instance` and did not start it again. Needs the instance's lock.
+
+    Makes no journal where there is none: plans ask as well.
+    """
+    if not Journal.is_in(context.cluster.state_dir):
+        return False
     return any(note.kind == "guest" for run in context.journal.unfinished(instance) for note in run.notes)
 
 
@@ -76,22 +82,24 @@ def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any
     instance = context.host.inventory().instances().get(data["instance"])
     if instance is None:
         return f"{data['instance']} is no longer configured, and was not started"
-    runtime = context.host.runtime(instance.runtime)
-    keeper = GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback)
     watch_s = 0.0
     if not data.get("stopped"):
         timeout_s = float(data["timeout_s"])
         # The clock may have been set since; neither way is the guest watched for longer than a shutdown may take.
         watch_s = min(max(data["since"] + timeout_s - time.time(), 1.0), timeout_s)
-    keeper.keep_running(watch_s)
+    _keeper(context, run, instance).keep_running(watch_s)
     return f"{instance.name} runs again"
+
+
+def _keeper(context: RunContext, run: UnfinishedRun, instance: Instance) -> GuestKeeper:
+    return GuestKeeper(context.host.runtime(instance.runtime), instance, context.journal, run.run_id, context.feedback)
 
 
 def _thaw_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     instance = context.host.inventory().instances().get(data["instance"])
     if instance is None:
         return f"{data['instance']} is no longer configured, and was not thawed"
-    guest_call("thaw it", instance, context.host.runtime(instance.runtime).thaw, instance)
+    _keeper(context, run, instance).thaw_anyway()
     return f"{instance.name} was thawed"
 
 
@@ -100,9 +108,9 @@ def _deactivate_disks(context: RunContext, run: UnfinishedRun, data: Mapping[str
     if instance is None:
         return f"{data['instance']} is no longer configured; its disks were not deactivated"
     runtime = context.host.runtime(instance.runtime)
-    if guest_call("find out its state", instance, runtime.is_running, instance):
+    if guest_runs(runtime, instance):
         return f"{instance.name} is running; its disks stay active"
-    guest_call("deactivate its disks", instance, runtime.deactivate_disks, instance)
+    guest_call("deactivate its disks", runtime, runtime.deactivate_disks, instance)
     return f"the disks of {instance.name} were deactivated"
 
 
@@ -119,7 +127,10 @@ def _remove_snapshot(context: RunContext, run: UnfinishedRun, data: Mapping[str,
 
 def _remove_partial(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     instance, export_id = data["instance"], data["export_id"]
-    if _on_named_node(context, data["node"], _drop_partial, instance, export_id):
+    if data.get("given_up"):
+        # Publishing it was reported as failed. A call that was left behind may have published it all the same.
+        _on_named_node(context, data["node"], _drop_all, instance, export_id)
+    elif _on_named_node(context, data["node"], _drop_partial, instance, export_id):
         # Publishing is the last step, after everything has been read back; the run only had no time to say so.
         return f"{instance}@{export_id} on {data['node']} had been published; it is whole, and was kept"
     return f"the unfinished export {instance}@{export_id} on {data['node']} was removed"
@@ -146,6 +157,12 @@ def _drop_partial(store: ExportStore, instance: str, export_id: str) -> bool:
     """Remove what is invisible of an export; return whether there is a visible one, which stays."""
     store.remove_partial(instance, export_id)
     return export_id in store.exports(instance)
+
+
+def _drop_all(store: ExportStore, instance: str, export_id: str) -> None:
+    """Remove an export, visible or not."""
+    store.remove_partial(instance, export_id)
+    store.remove(instance, export_id)
 
 
 _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str]] = {

@@ -38,7 +38,7 @@ from .catalog import (
     read_small_file,
 )
 from .exports import CatalogOperation, is_export_path, open_by_path
-from .guest import guest_call
+from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
 from .recover import owes_start
 
@@ -312,7 +312,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
             try:
                 runtime = self.host.runtime(self._configured.runtime)
                 name = self._configured.name
-                if guest_call("find out whether it is running", self._configured, runtime.is_running, self._configured):
+                if guest_runs(runtime, self._configured):
                     problems.append(f"{name} is running: stop it before its disks are overwritten")
                 elif self._has_cluster and owes_start(self.context, name):
                     problems.append(f"{name} was stopped by a run that was killed: 'diskhaul recover {name}' first")

@@ -111,7 +111,8 @@ class ReadBackJob:
     Attributes:
         findings: corrupt places, with offsets in the disk.
         error: what made the job fail, or None.
-        bytes_read, bytes_written: of the store and to the writer.
+        finished: whether all of the disk has been read.
+        meter: how many bytes were read of the store, and written to the writer.
     """
 
     def __init__(self, disk: StoredDisk, *, writer: DiskWriter | None, decode: bool, stop_at_first: bool, meter: Meter) -> None:
