@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from ..api import HeldLock, LockMode
 from ..cancellation import CancellationToken, run_shielded
-from ..errors import RefusedError
+from ..errors import DiskhaulError, LockError, RefusedError
 from ..events import LockWaiting
 from ..feedback import EventListener, Feedback
 from ..host import PluginHost
@@ -96,14 +96,21 @@ class LockSet:
                 def on_wait(holder: str, full_name: str = full_name) -> None:
                     self._context.feedback.emit(LockWaiting(lock=full_name, holder=holder))
 
-                held = locks.acquire(
-                    full_name,
-                    wanted[name],
-                    owner=self._owner,
-                    deadline_s=max(0.0, until - time.monotonic()),
-                    on_wait=on_wait,
-                    cancelled=lambda: self._context.token.cancelled,
-                )
+                try:
+                    held = locks.acquire(
+                        full_name,
+                        wanted[name],
+                        owner=self._owner,
+                        deadline_s=max(0.0, until - time.monotonic()),
+                        on_wait=on_wait,
+                        cancelled=lambda: self._context.token.cancelled,
+                    )
+                except DiskhaulError:
+                    raise
+                except BaseException as error:  # a plugin may raise anything, SystemExit included
+                    raise LockError(f"lock {full_name}: the lock service failed: {type(error).__name__}: {error}") from error
+                if not callable(getattr(held, "check", None)) or not callable(getattr(held, "release", None)):
+                    raise LockError(f"lock {full_name}: the lock service gave {held!r}, which is no lock")
                 entry = (full_name, held)
                 self._held.append(entry)
                 stack.callback(self._release, entry)
