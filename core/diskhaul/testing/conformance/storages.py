@@ -48,6 +48,7 @@ class StorageConformance:
 
     A storage that imports can write to also has ``make_target``, which makes a disk that `create` may write without
     `overwrite` (a new file, say), or None where there is no such thing; a storage that only reads sets ``writable = False``.
+    What a storage does not have is skipped with a reason; setting a test to None in the subclass leaves it out.
     """
 
     size: int = 192 * KIB + 4096
