@@ -193,3 +193,145 @@ def test_a_second_ctrl_c_does_not_tear_the_undoing() -> None:
         process.stdin.flush()
         assert process.stdout.readline() == "undone\n"
         assert process.wait(END_S) != 0
+
+
+def test_a_wait_ends_when_the_token_is_cancelled_or_the_time_is_over() -> None:
+    token = CancellationToken()
+    assert token.wait(0.01) is False
+    threading.Timer(0.05, token.cancel).start()
+    assert token.wait(END_S) is True
+    assert token.wait(END_S) is True
+
+
+class LeavingError(Exception):
+    """What a program's own handler raises."""
+
+
+def test_whatever_a_programs_handler_raises_comes_out_when_the_work_has_ended() -> None:
+    token = CancellationToken()
+    steps: list[str] = []
+
+    def own(number: int, frame: object) -> None:
+        raise LeavingError
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        until_cancelled(token)
+        steps.append("undone")
+        token.raise_if_cancelled()
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(LeavingError) as caught:
+            run_shielded(work, token)
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert steps == ["undone"]
+    assert token.reason == "LeavingError"
+    assert isinstance(caught.value.__cause__, InterruptedRunError)
+
+
+def test_a_signal_in_the_middle_of_the_programs_handler_does_not_tear_either() -> None:
+    """The second one comes where the first one's exception has just been raised: at the worst moment."""
+    token = CancellationToken()
+    depth = 0
+    steps: list[str] = []
+
+    def own(number: int, frame: object) -> None:
+        nonlocal depth
+        depth += 1
+        try:
+            if depth < 20:
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        until_cancelled(token)
+        steps.append("undone")
+
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_shielded(work, token)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (depth, steps) == (20, ["undone"])
+
+
+def test_a_handler_that_the_program_chooses_meanwhile_stays() -> None:
+    def own(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # "I have heard you"
+        handled.set()
+
+    def work() -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return handled.wait(END_S)
+
+    handled = threading.Event()
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        assert run_shielded(work, CancellationToken())
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    token = CancellationToken()
+    try:
+        run_shielded(lambda: os.kill(os.getpid(), signal.SIGINT), token)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not token.cancelled
+
+
+STORM = """
+import os, signal, sys, threading
+from diskhaul.cancellation import CancellationToken, run_shielded
+
+def own(number, frame):
+    raise KeyboardInterrupt
+
+if sys.argv[1] == "own":
+    signal.signal(signal.SIGINT, own)
+undone = []
+
+def work():
+    token_of_work = token
+    for _ in range(int(sys.argv[2])):
+        os.kill(os.getpid(), signal.SIGINT)  # as fast as they can come
+    while not token_of_work.cancelled:
+        threading.Event().wait(0.001)
+    for _ in range(int(sys.argv[2])):
+        os.kill(os.getpid(), signal.SIGINT)
+    undone.append(True)
+
+torn = 0
+for _ in range(100):
+    token = CancellationToken()
+    undone.clear()
+    try:
+        run_shielded(work, token)
+    except KeyboardInterrupt:
+        pass
+    else:
+        torn += 1
+    torn += not undone
+    before = signal.getsignal(signal.SIGINT)
+    assert before is (own if sys.argv[1] == "own" else signal.default_int_handler), before
+print(torn)
+"""
+
+
+@pytest.mark.parametrize("handler", ["own", "default"])
+@pytest.mark.parametrize("signals", [1, 2, 20])
+def test_no_number_of_signals_tears(handler: str, signals: int) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    program = [sys.executable, "-c", STORM, handler, str(signals)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from diskhaul.events import Event, StageFinished, StageStarted, Warned
+from diskhaul.cancellation import CancellationToken
+from diskhaul.events import DiskProgress, Event, StageFinished, StageStarted, Warned
 from diskhaul.feedback import Feedback
 from diskhaul.hookspecs import hookimpl
 from diskhaul.host import PluginHost
 from diskhaul.model import Cluster
+
+END_S = 30.0
 
 
 def feedback(tmp_path: Path, listener: Callable[[Event], object] | None, *plugins: object) -> Feedback:
@@ -20,7 +23,27 @@ def feedback(tmp_path: Path, listener: Callable[[Event], object] | None, *plugin
     cluster = Cluster(name="lab", state_dir=tmp_path / "state")
     host = PluginHost(cluster, plugins, on_warning=lambda message: made[0].warn(message))
     made.append(Feedback("run-1", host, listener))
+    opened.append(made[0])
     return made[0]
+
+
+opened: list[Feedback] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+    all_told()
+
+
+def all_told() -> None:
+    """Wait until the threads that tell events have ended, once they are to be closed."""
+    for thread in threading.enumerate():
+        if thread.name == "diskhaul-events":
+            thread.join(END_S)
+            assert not thread.is_alive()
 
 
 def test_events_go_to_the_listener_and_to_the_hooks_with_the_runs_id(tmp_path: Path) -> None:
@@ -126,3 +149,121 @@ def test_a_listener_may_speak_itself(tmp_path: Path) -> None:
     made.append(feedback(tmp_path, listener))
     made[0].emit(StageStarted(stage="send"))
     assert [type(event) for event in heard] == [StageStarted, Warned]
+
+
+# --- listeners that take their time -----------------------------------------------------------------------------------
+
+
+class Gate:
+    """A listener that waits at the first event of `stage` until it is opened."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self.opened, self.waiting = threading.Event(), threading.Event()
+        self.heard: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.heard.append(event)
+        if getattr(event, "stage", "") == self._stage:
+            self.waiting.set()
+            self.opened.wait(END_S)
+
+    def told(self) -> list[str]:
+        return [getattr(event, "stage", event.kind) for event in self.heard]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diskhaul.feedback.PATIENCE_S", 0.05)
+
+
+def test_an_operation_waits_for_its_listeners(tmp_path: Path) -> None:
+    gate = Gate("send")
+    spoken = feedback(tmp_path, gate)
+    emitted = threading.Event()
+
+    def emit() -> None:
+        spoken.emit(StageStarted(stage="send"))
+        emitted.set()
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    assert gate.waiting.wait(END_S)
+    assert not emitted.wait(0.05), "what a listener sees is what is going on"
+    gate.opened.set()
+    thread.join(END_S)
+    assert emitted.is_set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_listener_that_blocks_is_waited_for_once_and_hears_the_rest_in_order_without_progress(tmp_path: Path) -> None:
+    gate = Gate("stop")
+    spoken = feedback(tmp_path, gate)
+    spoken.emit(StageStarted(stage="stop"))
+    for number in range(1000):
+        spoken.emit(StageStarted(stage=f"stage {number}"))
+        spoken.emit(DiskProgress(disk=0, activity="send", done=number, total=1000, read=0, written=0))
+    assert gate.told() == ["stop"]
+    gate.opened.set()
+    spoken.close()
+    all_told()
+    assert gate.told() == ["stop", *(f"stage {number}" for number in range(1000))]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_listener_that_has_caught_up_is_told_progress_again(tmp_path: Path) -> None:
+    gate = Gate("stop")
+    spoken = feedback(tmp_path, gate)
+    spoken.emit(StageStarted(stage="stop"))
+    progress = DiskProgress(disk=0, activity="send", done=1, total=2, read=0, written=0)
+    spoken.emit(progress)
+    gate.opened.set()
+    pause = threading.Event()
+    for _ in range(3000):
+        spoken.emit(progress)
+        if "disk-progress" in gate.told():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it is still left out")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_waits_for_a_listener_that_never_comes_back_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diskhaul.feedback._MOST_WAITING", 10)
+    gate = Gate("stop")
+    spoken = feedback(tmp_path, gate)
+    spoken.emit(StageStarted(stage="stop"))
+    for number in range(100):
+        spoken.emit(StageStarted(stage=f"stage {number}"))
+    gate.opened.set()
+    spoken.close()
+    all_told()
+    assert gate.told() == ["stop", *(f"stage {number}" for number in range(10))]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_closing_does_not_wait_for_ever_either(tmp_path: Path) -> None:
+    gate = Gate("stop")
+    spoken = feedback(tmp_path, gate)
+    spoken.emit(StageStarted(stage="stop"))
+    spoken.close()
+    spoken.close()
+    gate.opened.set()
+
+
+def test_closing_ends_the_thread_and_what_is_said_later_is_still_heard(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    spoken = feedback(tmp_path, heard.append)
+    spoken.warn("first")
+    spoken.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "diskhaul-events"] == []
+    spoken.warn("second")
+    spoken.close()
+    assert [event.message for event in heard if isinstance(event, Warned)] == ["first", "second"]
+
+
+def test_a_listener_may_cancel(tmp_path: Path) -> None:
+    token = CancellationToken()
+    spoken = feedback(tmp_path, lambda event: token.cancel("enough"))
+    spoken.emit(StageStarted(stage="send"))
+    assert token.cancelled, "by the time the stage goes on"

@@ -160,3 +160,152 @@ def test_a_journal_that_cannot_be_used_refuses_in_one_line(tmp_path: Path, kind:
         Journal(state)
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_note_can_be_amended_and_found_until_it_is_struck(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state")
+    journal.begin("run-1", "export", WEB)
+    note = journal.note("run-1", "guest", {"instance": WEB})
+    assert journal.has(note)
+    journal.amend(note, {"instance": WEB, "stopped": True})
+    (run,) = journal.unfinished()
+    assert run.notes[0].data == {"instance": WEB, "stopped": True}
+    journal.strike(note)
+    assert not journal.has(note)
+    journal.amend(note, {"instance": DB})
+    assert journal.unfinished()[0].notes == ()
+
+
+def test_a_run_is_begun_with_its_first_note_or_not_at_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        journal.begin_with("run-1", "removal", WEB, "removing", {"node": object()})
+    assert journal.unfinished() == [], "without its note it would be taken for a run with nothing to be done"
+    note = journal.begin_with("run-1", "removal", WEB, "removing", {"node": "beta"})
+    (run,) = journal.unfinished()
+    assert [(each.note_id, each.kind, each.data) for each in run.notes] == [(note, "removing", {"node": "beta"})]
+    with pytest.raises(sqlite3.IntegrityError):
+        journal.begin_with("run-1", "removal", WEB, "removing", {"node": "gamma"})
+    assert len(journal.unfinished()[0].notes) == 1
+
+
+def test_a_link_that_leads_nowhere_is_not_followed_either(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "journal.sqlite").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match="is not a regular file"):
+        Journal(tmp_path / "state")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_whether_there_is_a_journal_can_be_asked_without_making_one(tmp_path: Path) -> None:
+    assert not Journal.is_in(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    Journal(tmp_path / "state")
+    assert Journal.is_in(tmp_path / "state")
+
+
+OPENED = """
+import sys
+from pathlib import Path
+opened = []
+def look(event, arguments):
+    if event == "open" and "journal.sqlite" in str(arguments[0]):
+        opened.append(arguments[0])
+sys.addaudithook(look)
+from diskhaul.journal import Journal
+for _ in range(2):
+    journal = Journal(Path(sys.argv[1]))
+    journal.begin_with(f"run-{_}", "export", "web1.example.com", "guest", {})
+    journal.unfinished()
+print(opened)
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_nobody_but_sqlite_opens_the_database_since_closing_it_would_drop_locks(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", OPENED, str(tmp_path / "state")]
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+WRITE_LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=0)
+try:
+    connection.execute("BEGIN IMMEDIATE")
+except sqlite3.OperationalError as error:
+    print(error)
+else:
+    print("got it")
+"""
+
+
+def test_a_transaction_keeps_its_lock_while_other_threads_use_and_open_the_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state")
+    database = tmp_path / "state" / "journal.sqlite"
+
+    def of_another_process() -> str:
+        program = [sys.executable, "-c", WRITE_LOCK, str(database)]
+        return subprocess.run(program, env=environment(), capture_output=True, text=True, check=True).stdout.strip()
+
+    with journal._connection() as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        assert of_another_process() == "database is locked"
+        thread = threading.Thread(target=lambda: (journal.unfinished(), Journal(tmp_path / "state").unfinished()))
+        thread.start()
+        thread.join()
+        assert of_another_process() == "database is locked"
+    assert of_another_process() == "got it"
+
+
+BUSY = """
+import sys, threading
+from pathlib import Path
+from diskhaul.journal import Journal
+state, tag, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+failures = []
+
+def work(thread):
+    try:
+        for number in range(rounds):
+            journal, run = Journal(state), f"{tag}-{thread}-{number}"
+            note = journal.begin_with(run, "export", tag, "guest", {"filling": "y" * 2000})
+            kept = journal.note(run, "snapshot", {"thread": thread, "number": number})
+            assert journal.has(note)
+            journal.strike(note)
+            journal.finish(run)
+    except BaseException as error:
+        failures.append(error)
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.exit("; ".join(map(repr, failures)) or 0)
+"""
+
+
+def test_threads_of_several_processes_lose_nothing_and_meet_no_error(tmp_path: Path) -> None:
+    rounds = 4
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, str(tmp_path / "state"), tag, str(rounds)],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for tag in ("one", "two", "three")
+    ]
+    assert [(program.communicate()[1], program.returncode) for program in programs] == [("", 0)] * 3
+    runs = Journal(tmp_path / "state").unfinished()
+    assert len(runs) == 3 * 3 * rounds
+    assert all([note.kind for note in run.notes] == ["snapshot"] for run in runs)
+    database = sqlite3.connect(tmp_path / "state" / "journal.sqlite")
+    try:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    finally:
+        database.close()
