@@ -126,7 +126,7 @@ class Journal:
     def amend(self, note_id: int, data: Mapping[str, Any]) -> None:
         """Put `data` in the place of what a note says."""
         with self._connection() as connection:
-            connection.execute("UPDATE notes SET data = ? WHERE id = ?", (json.dumps(data, sort_keys=True), note_id))
+            connection.execute("UPDATE notes SET data = ? WHERE id = ?", (_text(data), note_id))
 
     def has(self, note_id: int) -> bool:
         """Whether a note still stands: another run that took this one for dead may have dealt with it."""
@@ -173,6 +173,10 @@ def _insert_run(connection: sqlite3.Connection, run_id: str, operation: str, ins
 
 def _insert_note(connection: sqlite3.Connection, run_id: str, kind: str, data: Mapping[str, Any]) -> int:
     insert = "INSERT INTO notes (run_id, kind, data) VALUES (?, ?, ?)"
-    cursor = connection.execute(insert, (run_id, kind, json.dumps(data, sort_keys=True)))
+    cursor = connection.execute(insert, (run_id, kind, _text(data)))
     assert cursor.lastrowid is not None
     return cursor.lastrowid
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, default=str, skipkeys=True)

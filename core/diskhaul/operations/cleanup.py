@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from ..api import ExportStore, LockMode
 from ..errors import DiskhaulError, InvalidHookResultError
@@ -17,9 +18,7 @@ from ..host import PluginHost
 from ..records import ExportRecord
 from .base import LockLevel, Operation
 from .catalog import Catalog, on_node
-
-if TYPE_CHECKING:
-    from .export import ExportOperation
+from .deadlines import CALL_LIMIT_S, within
 
 REMOVAL = "removal"
 """What the journal calls the removal of one export."""
@@ -27,9 +26,12 @@ CLEANUP_LOCK_S = 60.0
 """How long a clean-up waits for somebody who reads an export: it is short work, and can be done by the next export."""
 
 
-def clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[ExportRecord, ...], list[str]]:
-    """Remove what `new` supersedes; return what was removed, and what is left to be done, one line each. Never raises."""
-    if operation.options.verify == "none":
+def clean_up(operation: Operation[Any], new: ExportRecord, *, read_back: bool) -> tuple[tuple[ExportRecord, ...], list[str]]:
+    """Remove what `new` supersedes; return what was removed, and what is left to be done, one line each.
+
+    Nothing is removed unless the new export was read back, and is still there.
+    """
+    if not read_back:
         operation.feedback.warn("earlier exports are kept, since the new one was not read back (verify = none)")
         return (), []
     if not getattr(operation.host.cleanup(), "removes_exports", True):
@@ -44,7 +46,7 @@ def clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[Expor
             return _clean_up(operation, new)
 
 
-def _clean_up(operation: ExportOperation, new: ExportRecord) -> tuple[tuple[ExportRecord, ...], list[str]]:
+def _clean_up(operation: Operation[Any], new: ExportRecord) -> tuple[tuple[ExportRecord, ...], list[str]]:
     nodes = operation.host.inventory().nodes().values()
     listed = Catalog(operation.host, nodes).list(new.instance)
     incomplete = [f"clean-up: {reason}" for reason in listed.unreachable]
@@ -112,7 +114,8 @@ def remove_export(operation: Operation[Any], record: ExportRecord, *, reason: st
         removal = str(uuid.uuid4())
         begun = {"node": record.node, "instance": record.instance, "export_id": record.export_id}
         note = context.journal.begin_with(removal, REMOVAL, record.instance, "removing", begun)
-        on_node(operation.host, node, _remove, record.instance, record.export_id)
+        remove = partial(on_node, operation.host, node, _remove, record.instance, record.export_id)
+        within(CALL_LIMIT_S, f"node {node.name}: removing an export", remove)
         context.journal.strike(note)
         context.journal.finish(removal)
     operation.feedback.emit(ExportRemoved(node=record.node, instance=record.instance, export_id=record.export_id, reason=reason))

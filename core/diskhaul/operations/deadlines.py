@@ -9,6 +9,8 @@ from typing import TypeVar
 from ..errors import OperationFailedError
 
 T = TypeVar("T")
+CALL_LIMIT_S = 600.0
+"""How long a plugin's call may take where no option says: removing an export or a snapshot, looking things up."""
 
 
 class PluginHangsError(OperationFailedError):

@@ -1,4 +1,8 @@
-"""Disks as the journal keeps them."""
+"""Disks as the journal keeps them.
+
+Options of disks built in code may be anything; the journal keeps what JSON holds, and everything else as text. That is enough: a
+snapshot is found again by its reference.
+"""
 
 from __future__ import annotations
 

@@ -20,14 +20,13 @@ from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import Catalog, on_node
 from .export_run import ExportRun
+from .export_task import ExportTask
 from .guest import guest_runs
 from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
 
-ZEROING_FIXED_S = 300.0
-ZEROING_PER_MIB_S = 0.05
 Downtime = Literal["none", "snapshot", "transfer"]
 
 
@@ -245,11 +244,6 @@ class ExportOperation(Operation[ExportResult]):
                 self.feedback.warn(f"{disk.label}: nothing is skipped as free: {'; '.join(choice.reasons)}")
         return problems
 
-    def zeroing_limit_s(self, sizes_mib: int) -> float:
-        """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""
-        fixed, per_mib = self.options.zeroing_timeout_fixed_s, self.options.zeroing_timeout_per_mib_s
-        return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * sizes_mib
-
     def _cleanup_problems(self) -> list[str]:
         """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""
         self.host.cleanup()
@@ -410,13 +404,29 @@ class ExportOperation(Operation[ExportResult]):
             warnings=tuple(self.feedback.warnings),
         )
 
+    def _task(self) -> ExportTask:
+        return ExportTask(
+            operation=self,
+            options=self.options,
+            instance=self.instance,
+            source=self.source,
+            target=self.target,
+            runtime=self.runtime,
+            running=self.running,
+            plan=self.plan,
+            snapshot_backends=self.snapshot_backends,
+            snapshot_reasons=self.snapshot_reasons,
+            uses_snapshots=self.uses_snapshots,
+            zero_fills=self.zero_fills,
+        )
+
     def execute(self, feedback: Feedback) -> ExportResult:
         recover_runs(self, self.instance.name)
         journal, run_id = self.context.journal, self.context.run_id
         journal.begin(run_id, self.name, self.instance.name)
         begun = time.monotonic()
         try:
-            return ExportRun(self).run()
+            return ExportRun(self._task()).run()
         finally:
             feedback.timings["total"] = time.monotonic() - begun
             try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..api import DiskReader, Extent
 from ..errors import DiskhaulError, GuestError, OperationFailedError, SnapshotError
@@ -26,12 +25,10 @@ from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
+from .export_task import ExportTask
 from .guest import GuestHangsError, GuestKeeper, guest_call
 from .run_state import RunState, UndoStep
 from .snapshots import SnapshotSet
-
-if TYPE_CHECKING:
-    from .export import ExportOperation
 
 _THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
 
@@ -43,19 +40,19 @@ class ExportDisks:
         consistency: what was guaranteed when the disks, or their snapshots, were as they are sent.
     """
 
-    def __init__(self, operation: ExportOperation, state: RunState) -> None:
-        context = operation.context
-        self._operation, self._state = operation, state
-        self._options, self._instance = operation.options, operation.instance
-        self._feedback, self._journal, self._token = operation.feedback, context.journal, operation.token
+    def __init__(self, task: ExportTask, state: RunState) -> None:
+        context = task.operation.context
+        self._task, self._state = task, state
+        self._options, self._instance = task.options, task.instance
+        self._feedback, self._journal, self._token = context.feedback, context.journal, context.token
         self._run_id = context.run_id
-        self._keeper = GuestKeeper(operation.runtime, operation.instance, context.journal, context.run_id, operation.feedback)
+        self._keeper = GuestKeeper(task.runtime, task.instance, context.journal, context.run_id, context.feedback)
         self._snapshots = SnapshotSet(
-            operation.snapshot_backends,
+            task.snapshot_backends,
             context.run_id,
             context.journal,
-            operation.feedback,
-            limit_s=operation.options.stall_timeout_s,
+            context.feedback,
+            limit_s=task.options.stall_timeout_s,
         )
         self._from_snapshots = False
         self._starting: UndoStep | None = None
@@ -75,7 +72,7 @@ class ExportDisks:
         Raises:
             GuestError, SnapshotError, OperationFailedError: what was begun stands in the run's state, to be undone.
         """
-        if not self._operation.running:
+        if not self._task.running:
             self._activate()
             self._zero_in_place()
         elif not self._options.shutdown:
@@ -87,7 +84,7 @@ class ExportDisks:
                 self._stopped_snapshots()
 
     def _activate(self) -> None:
-        runtime, instance = self._operation.runtime, self._instance
+        runtime, instance = self._task.runtime, self._instance
         note = self._journal.note(self._run_id, "disks", {"instance": instance.name})
         with self._state.part_named("disk activation"):
             activated = guest_call("activate its disks", runtime, runtime.activate_disks, instance)
@@ -111,8 +108,8 @@ class ExportDisks:
     def _stopped_snapshots(self) -> None:
         """Snapshot the stopped guest's disks and start it; without snapshots it stays down if that is allowed."""
         stays_down = "the guest stays down while its disks are sent (long sleep)"
-        if not self._operation.uses_snapshots:
-            self._feedback.warn(f"no snapshot is possible ({'; '.join(self._operation.snapshot_reasons)}); {stays_down}")
+        if not self._task.uses_snapshots:
+            self._feedback.warn(f"no snapshot is possible ({'; '.join(self._task.snapshot_reasons)}); {stays_down}")
             return
         try:
             self._take_snapshots()
@@ -169,11 +166,11 @@ class ExportDisks:
 
     def _zero_in_place(self) -> None:
         """Let zero-fill backends that write do so, while the guest is off; the limit grows with the disks."""
-        writing = {index: chosen for index, chosen in self._operation.zero_fills.items() if chosen[1].writes}
+        writing = {index: chosen for index, chosen in self._task.zero_fills.items() if chosen[1].writes}
         if not writing:
             return
-        sizes_mib = sum(-(-disk.size // MIB) for disk in self._operation.plan.disks)
-        until = time.monotonic() + self._operation.zeroing_limit_s(sizes_mib)
+        sizes_mib = sum(-(-disk.size // MIB) for disk in self._task.plan.disks)
+        until = time.monotonic() + self._task.zeroing_limit_s(sizes_mib)
         names = ", ".join(sorted({name for name, _ in writing.values()}))
         with self._state.part_named("zeroing"), self._feedback.stage("zero", names):
             for index, (name, backend) in writing.items():
@@ -199,7 +196,7 @@ class ExportDisks:
             source = Source(self._open(disk), disk.label)
         except Exception as error:
             raise as_diskhaul_error(error, disk.label) from error
-        planned = self._operation.plan.disks[disk.index].size
+        planned = self._task.plan.disks[disk.index].size
         if source.size != planned:
             source.close()
             raise OperationFailedError(f"{disk.label} had {planned} bytes, and has {source.size} now")
@@ -209,12 +206,12 @@ class ExportDisks:
     def _open(self, disk: Disk) -> DiskReader:
         if self._from_snapshots:
             return self._snapshots.open(disk)
-        storage = self._operation.host.storage(disk.storage)
+        storage = self._task.operation.host.storage(disk.storage)
         return within(self._options.stall_timeout_s, f"opening {disk.label}", lambda: storage.open(disk))
 
     def _free_extents(self, disk: Disk, source: Source) -> Sequence[Extent]:
         """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense."""
-        chosen = self._operation.zero_fills.get(disk.index)
+        chosen = self._task.zero_fills.get(disk.index)
         if chosen is None or chosen[1].writes:
             return ()
         name, backend = chosen
@@ -284,10 +281,10 @@ class ExportDisks:
             GuestError: it runs again, or cannot be removed.
             LockLostError: it is no longer ours to remove.
         """
-        self._operation.locks.check()
+        self._task.operation.locks.check()
         if self._keeper.is_running():
             self._keeper.forgive()
             raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
         self._keeper.forgive()
-        runtime = self._operation.runtime
+        runtime = self._task.runtime
         guest_call("remove it", runtime, runtime.remove, self._instance)

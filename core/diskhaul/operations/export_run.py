@@ -5,30 +5,27 @@ Whatever fails before the export is published is undone, the guest first. After 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
 from ..events import GuestChanged
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error
 from ..records import ExportRecord, ExportResult
 from .cleanup import clean_up
 from .export_disks import ExportDisks
+from .export_task import ExportTask
 from .new_export import NewExport
 from .run_state import RunState
-
-if TYPE_CHECKING:
-    from .export import ExportOperation
 
 
 class ExportRun:
     """One execution of an export. Use once."""
 
-    def __init__(self, operation: ExportOperation) -> None:
-        self._operation = operation
-        self._feedback = operation.feedback
+    def __init__(self, task: ExportTask) -> None:
+        self._task = task
+        self._context = task.operation.context
+        self._feedback = self._context.feedback
         self._state = RunState()
-        self._disks = ExportDisks(operation, self._state)
-        self._export = NewExport(operation, self._state)
+        self._disks = ExportDisks(task, self._state)
+        self._export = NewExport(task, self._state)
 
     def run(self) -> ExportResult:
         try:
@@ -55,12 +52,12 @@ class ExportRun:
         """What to raise for `error`: it names the part that failed."""
         if isinstance(error, InterruptedRunError):
             return error
-        if isinstance(error, PipelineStalledError) and self._operation.token.cancelled:
+        if isinstance(error, PipelineStalledError) and self._context.token.cancelled:
             return InterruptedRunError(
-                f"interrupted: {self._operation.token.reason}; a read or write that hangs was left behind: {error}"
+                f"interrupted: {self._context.token.reason}; a read or write that hangs was left behind: {error}"
             )
         # Whatever it was, also a refusal or a lost lock: the work had begun, so it is a failure (exit code 3) by now.
-        instance = self._operation.instance.name
+        instance = self._task.instance.name
         cause = as_diskhaul_error(error, instance)
         part = self._state.part or "export"
         kind = next((kind for kind in (GuestError, SnapshotError) if isinstance(cause, kind)), OperationFailedError)
@@ -74,33 +71,33 @@ class ExportRun:
         """Remove the instance if asked, then clean up. What fails here is reported, and the export stands."""
         removed: tuple[ExportRecord, ...] = ()
         try:
-            if self._operation.options.remove_instance:
+            if self._task.options.remove_instance:
                 self._remove_instance()
-            removed, incomplete = clean_up(self._operation, export)
+            removed, incomplete = clean_up(self._task.operation, export, read_back=self._task.options.verify != "none")
             self._state.incomplete += incomplete
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             self._state.incomplete.append(f"after the export was published: {type(error).__name__}: {error}")
         return self._result(export, removed)
 
     def _remove_instance(self) -> None:
-        instance = self._operation.instance.name
+        instance = self._task.instance.name
         try:
             with self._feedback.stage("remove", instance):
                 self._disks.remove_instance()
             self._feedback.emit(GuestChanged(instance=instance, change="removed"))
         except DiskhaulError as error:
-            if self._operation.options.ignore_remove_failures:
+            if self._task.options.ignore_remove_failures:
                 self._feedback.warn(f"the instance was not removed: {error}")
             else:
                 self._state.incomplete.append(f"the instance was not removed: {error}")
 
     def _result(self, export: ExportRecord | None, removed: tuple[ExportRecord, ...] = ()) -> ExportResult:
-        operation = self._operation
+        task = self._task
         return ExportResult(
-            run_id=operation.context.run_id,
-            instance=operation.instance.name,
-            node=operation.target.name,
-            plan=operation.plan,
+            run_id=self._context.run_id,
+            instance=task.instance.name,
+            node=task.target.name,
+            plan=task.plan,
             export=export,
             consistency=self._disks.consistency,
             disks=self._export.results,

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..api import Buffer, ExportStore, ExportWriter
 from ..errors import InvalidHookResultError
@@ -24,10 +24,8 @@ from ..records import DiskResult, ExportRecord
 from .catalog import on_node, read_valid_manifest, record_of
 from .deadlines import PluginHangsError, within
 from .export_disks import ExportDisks
+from .export_task import ExportTask
 from .run_state import RunState, UndoStep
-
-if TYPE_CHECKING:
-    from .export import ExportOperation
 
 T = TypeVar("T")
 _PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has been written in order
@@ -36,14 +34,15 @@ _PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has b
 class NewExport:
     """One export on its way into its store. Use once: `begin`, `send`, `write_chunk_tables`, `read_back`, `publish`."""
 
-    def __init__(self, operation: ExportOperation, state: RunState) -> None:
-        self._operation, self._state = operation, state
-        self._options, self._instance, self._target = operation.options, operation.instance, operation.target
-        self._feedback, self._journal, self._token = operation.feedback, operation.context.journal, operation.token
-        self._run_id = operation.context.run_id
+    def __init__(self, task: ExportTask, state: RunState) -> None:
+        context = task.operation.context
+        self._task, self._state, self._host = task, state, context.host
+        self._options, self._instance, self._target = task.options, task.instance, task.target
+        self._feedback, self._journal, self._token = context.feedback, context.journal, context.token
+        self._run_id = context.run_id
         self._created = datetime.now(UTC)
-        self._named = (operation.instance.name, new_export_id(self._created, self._run_id))
-        self._compression = parse_compress(operation.options.compress)
+        self._named = (task.instance.name, new_export_id(self._created, self._run_id))
+        self._compression = parse_compress(task.options.compress)
         self._codec = codec_for(self._compression.name, self._compression.level)
         self._jobs: list[SendJob] = []
         self._begun: ExportWriter | None = None
@@ -77,7 +76,7 @@ class NewExport:
         self._note = self._journal.note(self._run_id, "partial", self._noted())
         self._aborting = self._state.undo_later("removing the unfinished export", self._abort)
         with self._state.part_named("export finalization"):
-            writer = self._bounded_for_good("begin", lambda: on_node(self._operation.host, self._target, _begin, *self._named))
+            writer = self._bounded_for_good("begin", lambda: on_node(self._host, self._target, _begin, *self._named))
             if not callable(getattr(writer, "abort", None)):
                 raise InvalidHookResultError(
                     f"node {self._target.name}: its store's begin gave {writer!r}, which is no export writer"
@@ -99,7 +98,7 @@ class NewExport:
                 self._abandon()
             finally:
                 if self._publishing:
-                    self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove, *self._named))
+                    self._bounded("remove", lambda: on_node(self._host, self._target, _remove, *self._named))
         if not self._call_left_behind:  # a call that hung may still make something: `recover` looks again
             self._journal.strike(self._note)
 
@@ -107,7 +106,7 @@ class NewExport:
         if self._begun is not None:
             self._bounded_for_good("abort", self._begun.abort)
         else:  # `begin` failed half-way
-            self._bounded("remove", lambda: on_node(self._operation.host, self._target, _remove_partial, *self._named))
+            self._bounded("remove", lambda: on_node(self._host, self._target, _remove_partial, *self._named))
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
@@ -263,10 +262,10 @@ class NewExport:
             others = self._write_ganeti_config(records) if self._options.layout == "ganeti" else {}
             content = self._manifest(records, disks, others).to_bytes()
             self._token.raise_if_cancelled()
-            self._operation.locks.check()
+            self._task.operation.locks.check()
             self._publishing = True
             self._bounded_for_good("publish", lambda: self._writer.publish(content))
-            host, node = self._operation.host, self._target
+            host, node = self._host, self._target
             record = self._bounded("read", lambda: on_node(host, node, _published_record, node.name, *self._named))
         self._state.done(self._aborting)
         try:
@@ -280,7 +279,7 @@ class NewExport:
         manifest = Manifest(
             export_id=self._named[1],
             run_id=self._run_id,
-            cluster=self._operation.cluster.name,
+            cluster=self._task.operation.cluster.name,
             created=self._created.isoformat(),
             instance=instance_record(self._instance, left_out),
             options={"compress": str(self._compression), "shutdown": self._options.shutdown, "verify": self._options.verify},
@@ -304,7 +303,7 @@ class NewExport:
             GanetiDump(file=record.file, size_mib=size_mib(record.size), ivname=f"disk/{record.index}", name=record.name)
             for record in records
         ]
-        source = self._operation.source.name
+        source = self._task.source.name
         config = render_config_ini(self._instance, dumps, timestamp=int(self._created.timestamp()), source=source)
         self._bounded("write", lambda: self._write_file(CONFIG_NAME, (config,)))
         return {CONFIG_NAME: blake3(config).hexdigest()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ..api import Extent, ExtentKind
 from ..formats.chunk_table import effective_chunk_size
 from ..formats.codec import Compression, codec_for
 from ..model import Disk
+from ..mounts import mount_of
 from ..pipeline.source import Source
 
 SAMPLES = 32
@@ -125,7 +125,7 @@ def _devices_under(directory: Path) -> set[str]:
             queue.append((sysfs.parent / "dev").read_text().strip())
             backing = sysfs.parent / "loop" / "backing_file"
         if backing.exists():
-            file = os.path.realpath(backing.read_text().strip())
+            file = os.path.realpath(os.fsdecode(backing.read_bytes().removesuffix(b"\n")))
             found.add(file)
             queue.append(_device_of(file))
         queue += [(slave / "dev").read_text().strip() for slave in (sysfs / "slaves").glob("*") if (slave / "dev").exists()]
@@ -134,32 +134,13 @@ def _devices_under(directory: Path) -> set[str]:
 
 def _btrfs_device(directory: Path) -> list[str]:
     """The device of the btrfs that `directory` lies on: its files have numbers that are no device's. Else nothing."""
-    place = os.path.realpath(directory)
-    point, kind, source = "", "", ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    for line in lines:  # proc(5): ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD...] - TYPE SOURCE OPTIONS
-        left, _, right = line.partition(" - ")
-        fields, described = left.split(), right.split()
-        if len(fields) < 5 or len(described) < 2:
-            continue
-        mounted = _unescaped(fields[4])
-        inside = place == mounted or place.startswith(mounted.rstrip("/") + "/")
-        if inside and len(mounted) >= len(point):  # >=: of mounts on one point the last is on top
-            point, kind, source = mounted, described[0], _unescaped(described[1])
-    if kind != "btrfs":
+    mount = mount_of(directory)
+    if mount is None or mount.kind != "btrfs":
         return []
     try:
-        return [_number(os.stat(source))]
+        return [_number(os.stat(mount.source))]
     except OSError:
         return []
-
-
-def _unescaped(text: str) -> str:
-    """A field of mountinfo, in which spaces and the like are octal."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
 
 
 def _number(status: os.stat_result) -> str:

@@ -17,6 +17,7 @@ from ..records import RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import on_node
 from .cleanup import REMOVAL
+from .deadlines import CALL_LIMIT_S, within
 from .disk_notes import disk_from_note
 from .guest import GuestKeeper, guest_call, guest_runs
 
@@ -72,7 +73,7 @@ def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incom
         try:
             done.append(_UNDO[note.kind](context, run, note.data))
             context.journal.strike(note.note_id)
-        except Exception as error:  # whatever one note meets, the others are still to be done
+        except BaseException as error:  # whatever one note meets, a plugin's SystemExit included, the others are still to be done
             incomplete.append(f"{run.instance}: {note.kind} of run {run.run_id[:8]}: {error}")
     context.journal.finish(run.run_id)
 
@@ -119,8 +120,8 @@ def _remove_snapshot(context: RunContext, run: UnfinishedRun, data: Mapping[str,
         backend=data["backend"], disk=disk_from_note(data["disk"]), run_id=run.run_id, reference=data["reference"]
     )
     backend = context.host.snapshots(snapshot.backend)
-    backend.remove(snapshot)
-    if backend.exists(snapshot):
+    within(CALL_LIMIT_S, "removing a snapshot", lambda: backend.remove(snapshot))
+    if within(CALL_LIMIT_S, "looking for a snapshot", lambda: backend.exists(snapshot)):
         raise OperationFailedError(f"snapshot {snapshot.reference} is still there")
     return f"snapshot {snapshot.reference} was removed"
 
@@ -150,7 +151,7 @@ def _on_named_node(context: RunContext, name: str, function: Callable[..., T], i
     node = context.host.inventory().nodes().get(name)
     if node is None:
         raise OperationFailedError(f"node {name} is no longer configured: remove {instance}@{export_id} there by hand")
-    return on_node(context.host, node, function, instance, export_id)
+    return within(CALL_LIMIT_S, f"node {name}", lambda: on_node(context.host, node, function, instance, export_id))
 
 
 def _drop_partial(store: ExportStore, instance: str, export_id: str) -> bool:

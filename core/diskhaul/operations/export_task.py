@@ -1,0 +1,48 @@
+"""What an export is to do, once nothing speaks against it: found by `export`, done by `export_run` and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..api import Runtime, Snapshots, ZeroFill
+from ..model import Instance, Node
+from ..options import ExportOptions
+from ..records import Plan
+from .base import Operation
+
+ZEROING_FIXED_S = 300.0
+ZEROING_PER_MIB_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportTask:
+    """One export that is about to be executed.
+
+    Attributes:
+        operation: whose context, locks and feedback are used.
+        running: the guest runs now, or is owed a start by a run that is gone.
+        snapshot_backends: name and backend by disk, as far as there is one.
+        snapshot_reasons: why the other disks have none.
+        uses_snapshots: the disks will be read from snapshots.
+        zero_fills: name and backend by disk, for disks whose free space is to be left out or zeroed.
+    """
+
+    operation: Operation[Any]
+    options: ExportOptions
+    instance: Instance
+    source: Node
+    target: Node
+    runtime: Runtime
+    running: bool
+    plan: Plan
+    snapshot_backends: Mapping[int, tuple[str, Snapshots]]
+    snapshot_reasons: tuple[str, ...]
+    uses_snapshots: bool
+    zero_fills: Mapping[int, tuple[str, ZeroFill]]
+
+    def zeroing_limit_s(self, sizes_mib: int) -> float:
+        """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""
+        fixed, per_mib = self.options.zeroing_timeout_fixed_s, self.options.zeroing_timeout_per_mib_s
+        return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * sizes_mib
