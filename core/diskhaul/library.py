@@ -160,7 +160,7 @@ def verify(
     Returns:
         What was checked and everything found wrong; damage is not raised.
     """
-    from .operations.exports import VerifyOperation
+    from .operations.verify import VerifyOperation
 
     context = _context_for(export, config, plugins, on_event, cancel)
     return VerifyOperation(context, export, node, threads).run()

@@ -29,8 +29,8 @@ from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
 from diskhaul.formats.codec import codec_for, parse_compress
 from diskhaul.formats.manifest import Manifest
 from diskhaul.operations.base import RunContext
-from diskhaul.operations.exports import VerifyOperation
 from diskhaul.operations.restore import ImportOperation, ImportWhere
+from diskhaul.operations.verify import VerifyOperation
 
 STRESS = bool(os.environ.get("DISKHAUL_STRESS"))
 INSTANCE = "web1.example.com"

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from ..api import HeldLock, LockMode
 from ..cancellation import CancellationToken, run_shielded
@@ -249,20 +249,22 @@ class Operation(Generic[R]):
 
     # --- hook scripts -----------------------------------------------------------------------------------------------
 
+    @property
+    def _has_hooks(self) -> bool:
+        return bool(self.hooks_name) and self.cluster.hook_dir is not None
+
     def _hooks_environment(self) -> dict[str, str]:
-        if not self.hooks_name or self.cluster.hook_dir is None:
-            return {}
-        return self.build_hooks_env()
+        return self.build_hooks_env() if self._has_hooks else {}
 
     def _run_pre_hooks(self, environment: Mapping[str, str]) -> None:
-        if not self.hooks_name or self.cluster.hook_dir is None:
+        if not self._has_hooks:
             return
         with self.feedback.stage("pre hooks"):
             self._run_hooks("pre", environment)
 
     def _run_post_hooks(self, environment: Mapping[str, str]) -> None:
         """Post scripts see what held before, and under ``POST_`` what holds now; their failures are warnings."""
-        if not self.hooks_name or self.cluster.hook_dir is None:
+        if not self._has_hooks:
             return
         with self.feedback.stage("post hooks"):
             try:
@@ -276,7 +278,6 @@ class Operation(Generic[R]):
 
         assert self.cluster.hook_dir is not None
         basic = {
-            "HOOKS_PHASE": phase,
             "HOOKS_VERSION": "1",
             "HOOKS_PATH": self.hooks_name,
             "OP_CODE": self.name,
@@ -297,17 +298,3 @@ class Operation(Generic[R]):
         for result in results:
             if result.problem:
                 self.feedback.warn(result.problem)
-
-
-def refuse_together(*steps: Any) -> None:
-    """Call `steps` one after the other and raise all their refusals as one `RefusedError` (a single one as it is)."""
-    errors: list[RefusedError] = []
-    for step in steps:
-        try:
-            step()
-        except RefusedError as error:
-            errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise RefusedError([problem for error in errors for problem in error.problems])

@@ -1,6 +1,6 @@
 """An export's disks: brought into the state they are sent from, opened, and given back.
 
-The decision table (semantics.md, section 4), as far as it is left to do once the refusals are over:
+The decision table (docs/semantics.md, Execution), as far as it is left to do once the refusals are over:
 
     guest  asked              snapshots   what happens
     up     shutdown           work        stop, snapshot, start, send the snapshots

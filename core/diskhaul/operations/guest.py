@@ -89,11 +89,6 @@ class GuestKeeper:
         """True when the guest was running before and has not been started again."""
         return self._note is not None
 
-    @property
-    def owes_thaw(self) -> bool:
-        """True when the guest may be frozen."""
-        return self._frozen is not None
-
     def is_running(self) -> bool:
         return guest_runs(self._runtime, self._instance)
 

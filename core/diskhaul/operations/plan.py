@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..api import LockMode
 from ..feedback import Feedback
 from ..options import ExportOptions
 from ..records import Plan
-from .base import LockLevel, Operation, RunContext
+from .base import Operation, RunContext
 from .export import ExportOperation
 
 
@@ -26,9 +23,6 @@ class PlanOperation(Operation[Plan]):
 
     def expand_names(self) -> None:
         self._export.expand_names()
-
-    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
-        return {}
 
     def check_prerequisites(self) -> None:
         self._export.check_prerequisites()

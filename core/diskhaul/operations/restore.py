@@ -115,7 +115,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
     ) -> None:
         super().__init__(context, where.node)
         self.options, self.where = options, where
-        self.timeouts = Timeouts(lock_s=options.lock_timeout_s, hook_s=options.hook_timeout_s)
+        self.timeouts = Timeouts(lock_s=options.lock_timeout_s)
         self.dry_run = options.dry_run
         self._export, self._has_cluster = export, has_cluster
         self._record: ExportRecord | None = None

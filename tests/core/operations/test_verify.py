@@ -10,7 +10,7 @@ import diskhaul
 from diskhaul.api import LockMode
 from diskhaul.events import Event, StageStarted, Warned
 from diskhaul.operations.base import LockLevel, LockSet, RunContext, Timeouts
-from diskhaul.operations.exports import VerifyOperation
+from diskhaul.operations.verify import VerifyOperation
 
 if TYPE_CHECKING:
     from .conftest import SmallCluster
