@@ -15,12 +15,25 @@ CORE, PLUGINS, NATIVE = ROOT / "core/diskhaul", ROOT / "plugins/diskhaul_plugins
 
 PUBLIC = {
     f"diskhaul.{name}"
-    for name in ("api", "hookspecs", "model", "errors", "options", "records", "events", "names", "retention", "processes")
+    for name in (
+        "api",
+        "hookspecs",
+        "model",
+        "errors",
+        "options",
+        "records",
+        "events",
+        "names",
+        "retention",
+        "processes",
+        "mounts",
+        "permissions",
+    )
 } | {"diskhaul.formats.export_id"}
 
 HEAVY = ("pydantic", "rich", "filelock", "zstandard", "blake3", "sqlite3")
 
-FOUNDATION = {"errors", "names", "model", "options", "records", "events", "api", "hookspecs", "cancellation"}
+FOUNDATION = {"errors", "names", "sizes", "version", "model", "options", "records", "events", "api", "hookspecs", "cancellation", "version"}
 """What everything may use, and what uses nothing else."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 from collections.abc import Callable
@@ -145,3 +146,21 @@ def test_an_export_directory_that_lies_on_the_disk_is_refused(
         requires("btrfs")
         subprocess.run(["btrfs", "-q", "subvolume", "create", str(filesystem.path / "volume")], check=True)
         assert len(problems(device, filesystem.path / "volume")) == 1
+
+
+def test_the_file_behind_a_mount_is_recognised_whatever_it_is_called(tmp_path: Path, requires: Callable[..., None]) -> None:
+    requires("mkfs.ext4", "mount", "umount", root=True)
+    image = tmp_path / os.fsdecode(b"a disk \xff ")
+    point = tmp_path / os.fsdecode("Größe \t".encode() + b"\xfe")
+    point.mkdir()
+    with open(image, "xb") as file:
+        file.truncate(8 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
+    try:
+        (point / "exports").mkdir()
+        (problem,) = problems(image, point / "exports")
+        assert "would be exported into itself" in problem
+        assert problems(tmp_path / "another.raw", point / "exports") == []
+    finally:
+        subprocess.run(["umount", str(point)], check=True)

@@ -18,7 +18,6 @@ from diskhaul.api import BackendContext, ExtentKind
 from diskhaul.errors import StorageError
 from diskhaul.model import Cluster, Disk
 from diskhaul.testing.conformance.storages import StorageConformance, pattern, read
-from diskhaul_plugins.storages import usage
 from diskhaul_plugins.storages.file import FileStorage
 
 MIB = 1 << 20
@@ -294,9 +293,3 @@ def test_a_file_that_may_not_be_changed_is_refused(storage: FileStorage, tmp_pat
             storage.create(disk, 8192, overwrite=True)
     finally:
         subprocess.run(["chattr", "-i", str(disk.path)], check=True)
-
-
-def test_the_filesystem_of_a_path_is_that_of_the_innermost_mount(loop_filesystem: Callable[..., Any]) -> None:
-    outer = loop_filesystem("ext4", size_mib=8)
-    assert usage.filesystem_of(str(outer.path / "file")) == "ext4"
-    assert usage.filesystem_of("/proc/self/maps") == "proc"

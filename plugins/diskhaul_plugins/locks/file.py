@@ -57,6 +57,7 @@ from urllib.parse import quote
 
 from diskhaul.api import BackendContext, Capability, HeldLock, LockMode, Locks
 from diskhaul.errors import ConfigurationError, InterruptedRunError, LockError, LockLostError, LockTimeoutError
+from diskhaul.mounts import mount_of
 from diskhaul.names import escape
 from diskhaul.processes import process_stat
 
@@ -199,23 +200,6 @@ def _start_time(pid: int) -> int:
     """Start time of a process in clock ticks since boot; 0 when it does not run (any more)."""
     fields = process_stat(pid)
     return 0 if fields is None or fields[0] in ("Z", "X") else int(fields[19])
-
-
-def _filesystem_type(directory: Path) -> str:
-    """Type of the filesystem that holds `directory`, as /proc names it; "" when that cannot be told."""
-    path = str(directory.resolve())
-    best, found = -1, ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")  # spaces come as \040
-        inside = path == mount or path.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= best:  # of several mounts on one place the last one is seen
-            best, found = len(mount), right.split()[0]
-    return found
 
 
 # --- a request --------------------------------------------------------------------------------------------------------
@@ -520,7 +504,8 @@ class _Watch:
             return _Condition.UNKNOWN
         if record.boot != _boot_id():
             if self._local is None:
-                self._local = _filesystem_type(self._directory) in _LOCAL_FILESYSTEMS
+                mount = mount_of(self._directory)
+                self._local = mount is not None and mount.kind in _LOCAL_FILESYSTEMS
             return _Condition.DEAD if self._local else _Condition.UNKNOWN
         if not record.namespace or record.namespace != _pid_namespace() or not record.started:
             return _Condition.UNKNOWN

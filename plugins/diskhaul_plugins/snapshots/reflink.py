@@ -19,9 +19,9 @@ import diskhaul_native as native
 from diskhaul.api import BackendContext, Capability, Snapshot, Snapshots
 from diskhaul.errors import SnapshotError
 from diskhaul.model import Disk
+from diskhaul.mounts import mount_of
 
 from ..storages.raw import RawReader
-from ..storages.usage import filesystem_of
 
 NAME = "reflink"
 _MAX_NAME_BYTES = 255  # NAME_MAX
@@ -218,7 +218,8 @@ def _flags(descriptor: int) -> int:
 
 def _refusal(path: str, error: OSError) -> str:
     if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EISDIR, errno.EINVAL, errno.EXDEV):
-        kind = filesystem_of(path) or "the filesystem"
+        mount = mount_of(path)
+        kind = mount.kind if mount is not None else "the filesystem"
         return f"{path}: {kind} has no reflinks here: keep the disk on XFS (reflink=1) or btrfs, or use another snapshot backend"
     reasons = {errno.ETXTBSY: "is a swap file in use", errno.ENOSPC: "no room for a snapshot beside it"}
     return f"{path}: {reasons.get(error.errno or 0, os.strerror(error.errno or 0))}"

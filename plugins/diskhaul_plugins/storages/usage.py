@@ -9,46 +9,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """One line of ``/proc/self/mountinfo``."""
-
-    device: str  # "major:minor", an anonymous number on btrfs
-    point: str
-    kind: str
-    source: str
-
-
-def mounts() -> Iterator[Mount]:
-    """The mounts this process sees. Format: proc(5), ``/proc/pid/mountinfo``."""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-            lines = table.readlines()
-    except OSError:
-        return  # no /proc: the kernel's own refusal has to do
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        left, right = fields.split(), rest.split()
-        if len(left) >= 5 and len(right) >= 2:
-            yield Mount(device=left[2], point=_unescaped(left[4]), kind=right[0], source=_unescaped(right[1]))
-
-
-def filesystem_of(path: str) -> str:
-    """The type of the filesystem `path` (absolute, resolved) lies on, for example ``ext4``; "" when there is no telling."""
-    best, kind = "", ""
-    for mount in mounts():
-        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
-        if inside and len(mount.point) >= len(best):  # >=: of mounts on one point the last is on top
-            best, kind = mount.point, mount.kind
-    return kind
+from diskhaul.mounts import mount_of, mounts, unescaped
 
 
 def device_users(device: int) -> Iterator[str]:
@@ -96,9 +61,9 @@ def open_elsewhere(descriptor: int, path: str) -> bool:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
-        return error.errno == errno.EAGAIN and not filesystem_of(os.path.realpath(path)).startswith(
-            ("nfs", "cifs", "smb", "fuse")
-        )
+        mount = mount_of(path)
+        elsewhere = mount is not None and mount.kind.startswith(("nfs", "cifs", "smb", "fuse"))
+        return error.errno == errno.EAGAIN and not elsewhere
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 
@@ -115,10 +80,6 @@ def loop_backing(device: int) -> tuple[str, int] | None:
         return None
 
 
-def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)
-
-
 def _partitions(device: int) -> Iterator[int]:
     base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
     for name in _listed(base):
@@ -131,13 +92,12 @@ def _partitions(device: int) -> Iterator[int]:
 def _swaps() -> Iterator[tuple[str, int]]:
     """Swap files and devices by name, with the device number (0 for a file)."""
     try:
-        with open("/proc/swaps", encoding="utf-8", errors="surrogateescape") as table:
-            lines = table.readlines()[1:]
+        lines = Path("/proc/swaps").read_bytes().split(b"\n")[1:]
     except OSError:
         return
     for line in lines:
-        if line.strip():
-            name = _unescaped(line.split()[0])
+        if line:
+            name = unescaped(line.split(b" ")[0])
             yield name, _block_number(name)
 
 
