@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import HookScriptError, InterruptedRunError
+from .permissions import stranger_problems
 from .processes import SEARCH_PATH, run
 
 Phase = Literal["pre", "post"]
@@ -164,28 +165,18 @@ def _scripts(folder: Path) -> Iterator[Path]:
 
 def _script_problems(script: Path) -> list[str]:
     """Why `script` may not be run."""
-    found = os.stat(script)
-    problems = []
-    if found.st_uid not in (0, os.geteuid()):
-        problems.append(f"hook script {script} belongs to uid {found.st_uid}: chown root {script}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        problems.append(f"hook script {script} is writable by others: chmod go-w {script}")
+    problems = [f"hook script {problem}" for problem in stranger_problems(script, os.stat(script))]
     if script.is_symlink():
         problems += _directory_problems(script.resolve().parent)
     return problems
 
 
 def _directory_problems(directory: Path) -> list[str]:
-    """Why scripts in `directory` cannot be trusted. The sticky bit does not help: others could still add scripts."""
+    """Why scripts in `directory` cannot be trusted."""
     found = os.stat(directory)
     if not stat.S_ISDIR(found.st_mode):
         return [f"hook directory {directory} is not a directory"]
-    problems = []
-    if found.st_uid not in (0, os.geteuid()):
-        problems.append(f"hook directory {directory} belongs to uid {found.st_uid}: chown root {directory}")
-    if found.st_mode & stat.S_IWOTH:
-        problems.append(f"hook directory {directory} is writable by everybody: chmod o-w {directory}")
-    return problems
+    return [f"hook directory {problem}" for problem in stranger_problems(directory, found)]
 
 
 def _run_one(

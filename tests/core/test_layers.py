@@ -33,7 +33,7 @@ PUBLIC = {
 
 HEAVY = ("pydantic", "rich", "filelock", "zstandard", "blake3", "sqlite3")
 
-FOUNDATION = {"errors", "names", "sizes", "version", "model", "options", "records", "events", "api", "hookspecs", "cancellation", "version"}
+FOUNDATION = {"errors", "names", "sizes", "version", "model", "options", "records", "events", "api", "hookspecs", "cancellation"}
 """What everything may use, and what uses nothing else."""
 
 

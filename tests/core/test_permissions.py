@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diskhaul.permissions import tampering_problem
+from diskhaul.permissions import stranger_problems, tampering_problem
 
 
 @pytest.fixture
@@ -61,3 +63,41 @@ def test_what_does_not_exist_is_judged_by_its_directory(file: Path) -> None:
     assert tampering_problem(missing) is None
     file.parent.chmod(0o777)
     assert tampering_problem(missing) is not None
+
+
+# --- owner and mode of one thing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o755, None),
+        (0o700, None),
+        (0o1755, None),
+        (0o775, "can be written by its group; run: chmod g-w"),
+        (0o757, "can be written by every user; run: chmod o-w"),
+        (0o777, "can be written by every user; run: chmod go-w"),
+        (0o1777, "can be written by every user; run: chmod go-w"),
+    ],
+)
+def test_neither_group_nor_others_may_write_and_the_sticky_bit_does_not_help(file: Path, mode: int, said: str | None) -> None:
+    file.parent.chmod(mode)
+    expected = [f"{file.parent} {said} {file.parent}"] if said else []
+    assert stranger_problems(file.parent, os.stat(file.parent)) == expected
+
+
+@pytest.mark.parametrize(("mode", "safe"), [(0o775, True), (0o757, False), (0o777, False)])
+def test_a_group_may_be_trusted(file: Path, mode: int, safe: bool) -> None:
+    file.chmod(mode)
+    expected = [] if safe else [f"{file} can be written by every user; run: chmod o-w {file}"]
+    assert stranger_problems(file, os.stat(file), group_may_write=True) == expected
+
+
+def test_what_belongs_to_another_user_is_a_problem_of_its_own(file: Path, requires: Callable[..., None]) -> None:
+    requires(root=True)
+    os.chown(file, 65534, -1)
+    file.chmod(0o666)
+    assert stranger_problems(file, os.stat(file)) == [
+        f"{file} belongs to uid 65534; run: chown root {file}",
+        f"{file} can be written by every user; run: chmod go-w {file}",
+    ]

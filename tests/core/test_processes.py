@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,36 +103,50 @@ def test_a_death_by_signal_is_named() -> None:
     assert finished.describe() == "killed by SIGSEGV"
 
 
-def test_a_program_that_overruns_is_ended_with_its_whole_group(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pids"
-    finished = shell(
-        "sleep 1000 & echo $! >> $1; sh -c 'sleep 1000 & echo $! >> $1; wait' x $1 & wait", str(pid_file), timeout_s=0.5
-    )
+def test_a_program_that_overruns_is_ended() -> None:
+    finished = shell("sleep 1000 & wait", timeout_s=0.2)
     assert finished.ending == "deadline"
-    assert "did not end within 0.5" in finished.describe()
+    assert re.fullmatch(r"did not end within [0-9.]+ s", finished.describe())
     assert finished.exit_code == -signal.SIGTERM
-    pids = [int(pid) for pid in pid_file.read_text().split()]
+
+
+def test_a_program_that_is_ended_takes_its_whole_group_with_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    finished = shell(
+        "sleep 1000 & echo $! ; sh -c 'sleep 1000 & echo $!; touch $1; wait' x $1 & wait", str(ready), cancelled=ready.exists
+    )
+    assert (finished.ending, finished.exit_code) == ("cancelled", -signal.SIGTERM)
+    pids = [int(pid) for pid in finished.output.split()]
     assert len(pids) == 2
     assert not any(is_alive(pid) for pid in pids), "gone when run returns, not some time later"
 
 
-def test_a_program_that_ignores_sigterm_is_killed() -> None:
-    finished = shell("trap '' TERM; while :; do sleep 1000; done", timeout_s=0.2, grace_s=0.2)
-    assert finished.ending == "deadline"
-    assert finished.exit_code == -signal.SIGKILL
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = "trap '' TERM; touch $1; while :; do sleep 1000; done"
+    finished = shell(script, str(ready), cancelled=ready.exists, grace_s=0.2)
+    assert (finished.ending, finished.exit_code) == ("cancelled", -signal.SIGKILL)
 
 
-def test_a_program_that_is_stopped_is_killed() -> None:
-    finished = shell("kill -STOP $$", timeout_s=0.2, grace_s=0.2)
-    assert finished.ending == "deadline"
-    assert finished.exit_code == -signal.SIGKILL
+def test_a_program_that_is_stopped_is_killed(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+
+    def stopped() -> bool:
+        fields = process_stat(int(pid_file.read_text())) if pid_file.exists() else None
+        return fields is not None and fields[0] == "T"
+
+    script = "echo $$ > $1.new; mv $1.new $1; kill -STOP $$"
+    finished = shell(script, str(pid_file), cancelled=stopped, grace_s=0.2)
+    assert (finished.ending, finished.exit_code) == ("cancelled", -signal.SIGKILL)
 
 
 def test_a_program_may_clean_up_when_it_is_ended(tmp_path: Path) -> None:
-    finished = shell("trap 'echo cleaned > $1; exit 5' TERM; sleep 1000 & wait", str(tmp_path / "done"), timeout_s=0.3)
-    assert (finished.ending, finished.exit_code) == ("deadline", 5)
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    script = "trap 'echo cleaned > $2; exit 5' TERM; sleep 1000 & touch $1; wait"
+    finished = shell(script, str(ready), str(done), cancelled=ready.exists, grace_s=LONG_S)
+    assert (finished.ending, finished.exit_code) == ("cancelled", 5)
     assert not finished.ok
-    assert (tmp_path / "done").read_text() == "cleaned\n"
+    assert done.read_text() == "cleaned\n"
 
 
 def test_what_a_program_leaves_in_the_background_is_ended_with_it() -> None:

@@ -589,7 +589,17 @@ def test_a_state_directory_that_is_a_file_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_state_directory_that_everybody_may_write_is_a_problem(state_dir: Path) -> None:
     state_dir.chmod(0o1777)
-    assert f"chmod o-w {state_dir}" in "".join(make(state_dir).check())
+    assert list(make(state_dir).check()) == [
+        f"cluster.state_dir: {state_dir} can be written by every user; run: chmod o-w {state_dir}"
+    ]
+    state_dir.chmod(0o775)
+    assert list(make(state_dir).check()) == [], "administrators may share it as a group"
+
+
+def test_a_state_directory_of_another_user_is_a_problem(state_dir: Path, requires: Callable[..., None]) -> None:
+    requires(root=True)
+    os.chown(state_dir, 65534, -1)
+    assert list(make(state_dir).check()) == [f"cluster.state_dir: {state_dir} belongs to uid 65534; run: chown root {state_dir}"]
 
 
 def test_a_read_only_state_directory_is_a_problem_and_an_error(

@@ -362,11 +362,13 @@ def test_a_program_or_directory_that_everybody_may_write_is_a_problem(
     assert problems(runtime, instance, remove) == []
     (place / "program").chmod(0o777)
     (found,) = problems(runtime, instance, remove)
-    assert f"chmod o-w {place / 'program'}" in found
+    assert f"remove: program 'open/program' is not safe: {place / 'program'} can be written by every user" in found
     (place / "program").chmod(0o755)
     place.chmod(0o777)
     (found,) = problems(runtime, instance, remove)
-    assert f"chmod o-w {place}" in found
+    assert f"is not safe: directory {place} can be written by every user; run: chmod o-w {place}" in found
+    place.chmod(0o1777)
+    assert problems(runtime, instance, remove) == [], "the sticky bit keeps others from replacing it"
 
 
 def test_a_relative_program_of_a_cluster_built_in_code_is_a_problem(instance: Instance) -> None:

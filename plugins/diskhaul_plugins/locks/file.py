@@ -59,6 +59,7 @@ from diskhaul.api import BackendContext, Capability, HeldLock, LockMode, Locks
 from diskhaul.errors import ConfigurationError, InterruptedRunError, LockError, LockLostError, LockTimeoutError
 from diskhaul.mounts import mount_of
 from diskhaul.names import escape
+from diskhaul.permissions import stranger_problems
 from diskhaul.processes import process_stat
 
 DEFAULT_LEASE_S = 30.0
@@ -591,11 +592,8 @@ def _directory_problems(key: str, path: Path) -> list[str]:
     found = os.lstat(path) if key == "locks" else os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
         return [f"{key}: {path} is not a directory"]
-    problems = []
-    if found.st_uid not in (0, os.geteuid()):
-        problems.append(f"{key}: {path} belongs to uid {found.st_uid}, who could take our locks away")
-    if found.st_mode & stat.S_IWOTH:
-        problems.append(f"{key}: {path} is writable by everybody: chmod o-w {path}")
+    # Whoever may write here can take our locks away. Administrators that work on one cluster may do so as a group.
+    problems = [f"{key}: {problem}" for problem in stranger_problems(path, found, group_may_write=True)]
     if not os.access(path, os.W_OK | os.X_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
         problems.append(f"{key}: {path} cannot be written")
     return problems

@@ -28,11 +28,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from diskhaul.api import BackendContext, Capability, Runtime
 from diskhaul.errors import GuestError
 from diskhaul.model import Instance
+from diskhaul.permissions import tampering_problem
 from diskhaul.processes import SEARCH_PATH, Finished, run
 
 NEEDED = ("start", "stop", "status")
@@ -232,13 +232,8 @@ class CommandRuntime(Runtime):
             return [f"{key}: program {program}: {error.strerror}"]
         if not stat.S_ISREG(mode) or not os.access(program, os.X_OK):
             return [f"{key}: program {program} is not an executable file"]
-        problems = []
-        if mode & stat.S_IWOTH:
-            problems.append(f"{key}: program {program} is writable by everybody: chmod o-w {program}")
-        directory = Path(program).resolve().parent
-        if os.stat(directory).st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-            problems.append(f"{key}: directory {directory} is writable by everybody: chmod o-w {directory}")
-        return problems
+        problem = tampering_problem(program)
+        return [f"{key}: program {name!r} is not safe: {problem}"] if problem else []
 
 
 def _command_problems(instance: Instance, verb: str) -> Iterator[str]:
