@@ -59,8 +59,8 @@ class DiskReader(Protocol):
 
     Two things are needed: `size` and `read_into`. Three more are used where the object has them:
 
-    - ``fileno() -> int``: a descriptor whose byte 0 is the disk's byte 0. Reading then happens in C, holes are found with
-      SEEK_DATA, and copies on one filesystem may share blocks.
+    - ``fileno() -> int``: a descriptor whose byte 0 is the disk's byte 0. Reading then happens in C, without the GIL, and
+      holes are found with SEEK_DATA.
     - ``extents() -> Iterable[Extent]``: what is where, ascending and without overlap; gaps count as data.
     - ``close() -> None``.
     """
@@ -240,7 +240,13 @@ class Snapshots(Protocol):
         """
         ...
 
-    def exists(self, snapshot: Snapshot, /) -> bool: ...
+    def exists(self, snapshot: Snapshot, /) -> bool:
+        """True when the snapshot is there now, whichever process created it. Asked after `create` and after `remove`.
+
+        Raises:
+            OSError: or `SnapshotError`; it cannot be found out (which is not the same as "no").
+        """
+        ...
 
     def remove(self, snapshot: Snapshot, /) -> object:
         """Remove it. Removing what is not there is fine; touching anything without the run's id is not."""
@@ -256,7 +262,9 @@ class ZeroFill(Protocol):
     writes: bool
     """True when `zero` writes to the disk, so that the instance has to be off."""
 
-    def refuses(self, disk: Disk, /) -> str | None: ...
+    def refuses(self, disk: Disk, /) -> str | None:
+        """Why this backend cannot tell the free space of `disk`, in one line, or None when it can. Changes nothing."""
+        ...
 
     def free_extents(self, disk: Disk, reader: DiskReader, /) -> Iterable[Extent]:
         """FREE extents of the disk behind `reader`; empty when nothing is known for sure."""
@@ -393,7 +401,13 @@ class ExportWriter(Protocol):
         """Where the export will be once published."""
         ...
 
-    def create(self, name: str, /) -> StoreFile: ...
+    def create(self, name: str, /) -> StoreFile:
+        """Make the file `name` (a plain file name, no path) of this export and open it, empty.
+
+        Raises:
+            OSError: or `StorageError`; it exists already, or cannot be made.
+        """
+        ...
 
     def reader(self) -> ExportReader:
         """Read back what has been written so far, from the medium rather than a cache where that can be had."""
@@ -436,9 +450,21 @@ class ExportStore(Protocol):
         """Ids of exports of `instance` that were begun, or half removed, and are not visible."""
         ...
 
-    def begin(self, instance: str, export_id: str, /) -> ExportWriter: ...
+    def begin(self, instance: str, export_id: str, /) -> ExportWriter:
+        """Begin the export `export_id` of `instance`: from here on `partials` lists it, until it is published or aborted.
 
-    def open(self, instance: str, export_id: str, /) -> ExportReader: ...
+        Raises:
+            OSError: or `StorageError`; there is one with this id, or it cannot be made.
+        """
+        ...
+
+    def open(self, instance: str, export_id: str, /) -> ExportReader:
+        """Open a published export.
+
+        Raises:
+            OSError: or `StorageError`; there is none, or it cannot be read.
+        """
+        ...
 
     def remove(self, instance: str, export_id: str, /) -> object:
         """Remove an export: invisible first (rename), then gone. Removing what is not there is fine."""

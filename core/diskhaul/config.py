@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import ConfigurationError
 from .model import Cluster, Disk, Instance, Nic, Node
-from .names import name_problem, printable
+from .names import name_problem, printable, suggestion
+from .options import COMPRESSORS, ExportOptions
 from .permissions import tampering_problem
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ CONFIG_VARIABLE = "DISKHAUL_CONFIG"
 LOCAL_FILE = Path("cluster.toml")
 SYSTEM_FILE = Path("/etc/diskhaul/cluster.toml")
 MAX_FILE_BYTES = 16 << 20
-COMPRESSORS = ("none", "zstd", "gzip")
 
 
 def find_configuration(explicit: Path | str | None = None) -> Path:
@@ -154,17 +154,6 @@ def _at(*location: str | int) -> str:
     return key_path(location)
 
 
-def _nearest(name: str, known: list[str], none: str) -> str:
-    import difflib
-
-    if not known:
-        return none
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {printable(close[0])[1:-1]}?"
-    return f"there is {', '.join(printable(each)[1:-1] for each in sorted(known))}"
-
-
 def _name_problems(raw: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     cluster_name = _table(raw.get("cluster")).get("name")
@@ -181,13 +170,12 @@ def _default_problems(raw: Mapping[str, Any]) -> list[str]:
     from dataclasses import fields
 
     from .option_checks import value_problem
-    from .options import ExportOptions
 
     known = [option.name for option in fields(ExportOptions)]
     problems: list[str] = []
     for name, value in _table(raw.get("defaults")).items():
         if name not in known:
-            problems.append(f"{_at('defaults', name)}: is not an export option; {_nearest(name, known, '')}")
+            problems.append(f"{_at('defaults', name)}: is not an export option; {suggestion(name, known)}")
         elif problem := value_problem(name, value):
             problems.append(f"defaults.{problem}")
 
@@ -196,7 +184,7 @@ def _default_problems(raw: Mapping[str, Any]) -> list[str]:
     for index, compressor in enumerate(texts):
         where = _at("cluster", "compression", index)
         if compressor.strip() and compressor not in COMPRESSORS:
-            problems.append(f"{where}: {printable(compressor)} is unknown; {_nearest(compressor, list(COMPRESSORS), '')}")
+            problems.append(f"{where}: {printable(compressor)} is unknown; {suggestion(compressor, COMPRESSORS)}")
         elif compressor in texts[:index]:
             problems.append(f"{where}: {printable(compressor)} stands twice; take one out")
     if isinstance(allowed, list) and not allowed:
@@ -212,12 +200,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     if _table(raw.get("backends")).get("inventory", "toml") != "toml":
         return []
     nodes = list(_table(raw.get("nodes")))
-    none = "no node is configured"
     problems: list[str] = []
 
     def check(name: object, *where: str | int) -> None:
         if isinstance(name, str) and name.strip() and name not in nodes:
-            problems.append(f"{_at(*where)}: there is no node {printable(name)}; {_nearest(name, nodes, none)}")
+            hint = suggestion(name, nodes, none="no node is configured")
+            problems.append(f"{_at(*where)}: there is no node {printable(name)}; {hint}")
 
     if "nodes" not in raw or raw["nodes"] == {}:
         problems.append("nodes: no node is configured; add a section [nodes.NAME] with export_dir")

@@ -5,7 +5,6 @@ Imported by `diskhaul.config` when a file is read, and by nothing else: pydantic
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from .names import printable
-
-_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*\Z")
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "PiB": 1 << 50}
-_MAX_SIZE = (1 << 63) - 1
+from .names import suggestion
+from .options import COMPRESSORS
+from .sizes import MAX_SIZE, parse_size
 
 Location = tuple[str | int, ...]
 
@@ -46,19 +43,12 @@ def _size(value: object) -> object:
     """Bytes from an integer or from text such as "10 GiB"."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _refuse(f'must be a whole number of bytes or text such as "10 GiB", not {_kind(value)}')
-    if isinstance(value, str):
-        match = _SIZE.match(value)
-        if not match or (match[2] or "B") not in _UNITS:
-            raise _refuse(f'cannot be understood as a size: {printable(value[:40])}; write for example "10 GiB" or "512 MiB"')
-        whole, _, part = match[1].partition(".")
-        unit = _UNITS[match[2] or "B"]
-        size, left_over = divmod(int(whole + part) * unit, 10 ** len(part))
-        if left_over:
-            raise _refuse(f"is not a whole number of bytes: {printable(value)}")
-    else:
-        size = value
-    if not 0 < size <= _MAX_SIZE:
-        raise _refuse(f"must be from 1 byte to {_MAX_SIZE} bytes")
+    try:
+        size = parse_size(value.strip()) if isinstance(value, str) else value
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    if not 0 < size <= MAX_SIZE:
+        raise _refuse(f"must be from 1 byte to {MAX_SIZE} bytes")
     return size
 
 
@@ -77,7 +67,7 @@ class ClusterSection(_Section):
     master: Text = ""
     state_dir: PathText = "state"
     hook_dir: PathText | None = None
-    compression: list[Text] = ["none", "zstd", "gzip"]
+    compression: list[Text] = [*COMPRESSORS]
 
 
 class NodeSection(_Section):
@@ -240,9 +230,7 @@ def _quoted(text: str) -> str:
 
 
 def _unknown_key(location: Location) -> str:
-    known = list(_section_at(location[:-1]).model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"is not a key here; did you mean {close[0]}?" if close else f"is not a key here; there is {', '.join(known)}"
+    return f"is not a key here; {suggestion(str(location[-1]), _section_at(location[:-1]).model_fields)}"
 
 
 def _section_at(location: Location) -> type[BaseModel]:

@@ -1,7 +1,11 @@
 """What an operation tells while it runs.
 
-Each event is a small frozen dataclass; `as_dict` gives the JSON line that ``--events`` writes. `on_event` callbacks and
-`diskhaul_event` hooks get them from whichever thread met them, one at a time per operation.
+Each event is a small frozen dataclass; `as_dict` gives the JSON line that ``--events`` writes.
+
+`on_event` and the `diskhaul_event` hooks are called on one thread of the operation's own, ``diskhaul-events``, one event at a
+time and in order; each event is given to `on_event` first. The operation waits for them, but for no more than 5 seconds at an
+event: from then on until they have caught up, it goes on without them, and they miss progress (`DiskProgress`). An `on_event`
+that raises is told no more, with a warning. A hook that raises is warned of once, and still called.
 """
 
 from __future__ import annotations

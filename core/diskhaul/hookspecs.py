@@ -1,8 +1,9 @@
 """The hooks: what a plugin can provide, and what it can watch.
 
-Provider hooks return an iterable of specs (a generator is fine) and are called once per operation. Backends are tried in the
-order built-in, entry points, ``plugins=[...]`` of the call, and within a plugin in the order it gives them. Observing hooks
-return what their docstring says; what they raise becomes a warning or, in `diskhaul_prerequisites`, a refusal.
+Provider hooks return an iterable of specs (a generator is fine) and are called once per operation. Plugins are called in the
+order built-in, entry points, ``plugins=[...]`` of the call (``hookimpl(tryfirst=True)`` before, ``trylast`` after all others);
+backends are tried in the order in which they were given. Observing hooks return what their docstring says; what they raise
+becomes a warning in `diskhaul_event`, and a refusal in the two others.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ def diskhaul_locks() -> Iterable[LockSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def diskhaul_snapshots() -> Iterable[SnapshotSpec]:  # type: ignore[empty-body]
-    """Who can freeze a disk in time? Chosen by a disk's ``snapshot``, or the first that does not refuse the disk."""
+    """Who can freeze a disk in time? Chosen by a disk's ``snapshot``, or ``[backends] snapshot``, or the first that does not
+    refuse the disk."""
 
 
 @hookspec
 def diskhaul_zerofills() -> Iterable[ZeroFillSpec]:  # type: ignore[empty-body]
-    """Which bytes of a disk are free? Chosen by ``--zero-fill``, or the first that does not refuse the disk."""
+    """Which bytes of a disk are free? Chosen by ``--zero-fill``, or ``[backends] zerofill``, or the first that does not refuse
+    the disk."""
 
 
 @hookspec
@@ -86,14 +89,26 @@ def diskhaul_engines() -> Iterable[EngineSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def diskhaul_event(event: Event) -> None:
-    """Something happened: progress, a stage, a warning. Called often and from several threads: be quick."""
+    """Something happened: progress, a stage, a warning.
+
+    Called often, one event at a time, on the thread ``diskhaul-events``: be quick. An operation waits 5 seconds for its
+    listeners and then goes on without them; until they have caught up they miss progress. What the hook raises becomes one
+    warning; later events still come.
+    """
 
 
 @hookspec
 def diskhaul_prerequisites(plan: Plan) -> Iterable[str] | None:
-    """More reasons to refuse, one line each; None or nothing when all is well. Called with the locks held."""
+    """More reasons to refuse, one line each; None or nothing when all is well. What it raises is such a reason.
+
+    Called for exports, with the locks held, and for plans, without locks.
+    """
 
 
 @hookspec
 def diskhaul_hook_environment(plan: Plan) -> Mapping[str, str] | None:
-    """More variables for hook scripts, without the ``DISKHAUL_`` prefix."""
+    """More variables for hook scripts, without the ``DISKHAUL_`` prefix; None or nothing for none.
+
+    Names are capital letters, digits and ``_``. What it raises, a name or value that no environment can hold, and a variable
+    that another plugin has set already refuse the export.
+    """

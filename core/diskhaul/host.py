@@ -31,7 +31,7 @@ from .errors import (
 )
 from .hookspecs import PROJECT
 from .model import Cluster, Disk
-from .names import printable
+from .names import printable, suggestion
 from .permissions import tampering_problem
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ STAGES: tuple[str, ...] = tuple(_STAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class RegisteredBackend:
     """A backend that some plugin provides.
 
     Attributes:
@@ -87,6 +87,7 @@ class Registered:
         name: what configurations call it.
         plugin: the plugin's name, as ``DISKHAUL_DISABLE_PLUGINS`` takes it.
         origin: "built-in", "entry point DISTRIBUTION VERSION" or "call".
+        spec: how it was announced, with its `summary`.
     """
 
     stage: str
@@ -94,6 +95,18 @@ class Registered:
     plugin: str
     origin: str
     spec: api.BackendSpec[Any]
+
+    def capability(self) -> api.Capability:
+        """Whether it works on this machine. A plugin that fails to say so does not work."""
+        try:
+            answer: object = self.spec.capability()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return api.Capability(works=False, detail=_error_text(error))
+        if not isinstance(answer, api.Capability):
+            return api.Capability(works=False, detail=f"its capability() returned {_what(answer)} instead of a Capability")
+        return answer
 
 
 B = TypeVar("B")
@@ -134,9 +147,9 @@ class PluginHost:
     Thread-safe once built: backends are created once, `emit` may be called by several threads (plugins then are, too).
 
     Args:
-        cluster: what the backends are made for; None when only `registered` and `capability` are wanted.
+        cluster: what the backends are made for; None when only `registered` is wanted.
         plugins: modules or objects with hook implementations, from the call; one that is registered already is passed over.
-        on_warning: told each warning, besides it being kept in `warnings`.
+        on_warning: told what observing plugins do wrong, one line and at most one per plugin.
 
     Raises:
         IncompatiblePluginError: a plugin that cannot be imported or trusted, or was made for another API.
@@ -155,7 +168,6 @@ class PluginHost:
         self._cluster = cluster
         self._on_warning = on_warning
         self._lock = threading.RLock()  # guards what follows; also held while a backend is created, so that there is one of each
-        self._warnings: list[str] = []
         self._warned: set[str] = set()
         self._backends: dict[tuple[str, str], object] = {}
         self._plugins: dict[str, _Plugin] = {}
@@ -242,7 +254,7 @@ class PluginHost:
             function = getattr(plugin, name)
             if hook not in known:
                 if not options.get("optionalhook"):
-                    problems.append(f"there is no hook {hook}; {_nearest(hook, known, 'there is')}")
+                    problems.append(f"there is no hook {hook}; {suggestion(hook, known)}")
             elif options.get("hookwrapper") or options.get("wrapper"):
                 problems.append(f"{hook} is a wrapper, and diskhaul calls each plugin on its own: make it a plain hook")
             elif inspect.iscoroutinefunction(function):
@@ -264,9 +276,9 @@ class PluginHost:
         found = sorted(caller.get_hookimpls(), key=place)
         return [(self._plugins[implementation.plugin_name], _keyword_call(implementation)) for implementation in found]
 
-    def _collect(self, stage: str) -> dict[str, Registered]:
+    def _collect(self, stage: str) -> dict[str, RegisteredBackend]:
         description = _STAGES[stage]
-        found: dict[str, Registered] = {}
+        found: dict[str, RegisteredBackend] = {}
         for plugin, call in self._implementations(description.hook):
             for spec in self._specs(plugin, description, call):
                 if f"{stage}:{spec.name}" in self._blocked:
@@ -278,7 +290,9 @@ class PluginHost:
                     raise PluginClashError(
                         f"{stage} {spec.name!r} stands twice: {who}; leave one out with {DISABLE_VARIABLE}={plugin.name}"
                     )
-                found[spec.name] = Registered(stage=stage, name=spec.name, plugin=plugin.name, origin=plugin.origin, spec=spec)
+                found[spec.name] = RegisteredBackend(
+                    stage=stage, name=spec.name, plugin=plugin.name, origin=plugin.origin, spec=spec
+                )
         return found
 
     def _specs(self, plugin: _Plugin, stage: _Stage, call: Callable[..., object]) -> list[api.BackendSpec[Any]]:
@@ -306,31 +320,10 @@ class PluginHost:
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What observing plugins did wrong so far, one line and at most one per plugin."""
-        with self._lock:
-            return tuple(self._warnings)
-
-    def plugins(self) -> tuple[tuple[str, str], ...]:
-        """Name and origin of every plugin in use, those that only observe included."""
-        return tuple((plugin.name, plugin.origin) for plugin in self._plugins.values())
-
-    def registered(self, stage: str) -> tuple[Registered, ...]:
-        """The backends of `stage` (one of `STAGES`) in the order in which they are asked."""
-        return tuple(self._registered[stage].values())
-
-    def capability(self, registered: Registered) -> api.Capability:
-        """Whether a backend works on this machine. A plugin that fails to say so does not work."""
-        try:
-            answer: object = registered.spec.capability()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return api.Capability(works=False, detail=_error_text(error))
-        if not isinstance(answer, api.Capability):
-            return api.Capability(works=False, detail=f"its capability() returned {_what(answer)} instead of a Capability")
-        return answer
+    def registered(self, stage: str | None = None) -> tuple[RegisteredBackend, ...]:
+        """The backends of `stage` (one of `STAGES`; None: of every one, stage by stage) in the order in which they are asked."""
+        stages = STAGES if stage is None else (stage,)
+        return tuple(backend for each in stages for backend in self._registered[each].values())
 
     # --- backends -----------------------------------------------------------------------------------------------------
 
@@ -358,10 +351,6 @@ class PluginHost:
     def snapshots(self, name: str) -> api.Snapshots:
         """The snapshot backend `name`."""
         return cast(api.Snapshots, self._backend("snapshot", name))
-
-    def zerofill(self, name: str) -> api.ZeroFill:
-        """The zero-fill backend `name`."""
-        return cast(api.ZeroFill, self._backend("zerofill", name))
 
     def transfer(self) -> api.Transfer:
         """The configured transfer, or ``directory``."""
@@ -441,14 +430,8 @@ class PluginHost:
     def _unknown(self, stage: str, name: str) -> str:
         if f"{stage}:{name}" in self._blocked:
             return f"{stage} {name!r} is disabled by {DISABLE_VARIABLE}"
-        known = sorted(self._registered[stage])
-        if not known:
-            return f"{stage} {name!r} is unknown; no plugin provides any {stage}"
-        import difflib
-
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{stage} {printable(name)} is unknown; there is {', '.join(known)}{hint}"
+        known = suggestion(name, self._registered[stage], none=f"no plugin provides any {stage}")
+        return f"{stage} {printable(name)} is unknown; {known}"
 
     # --- observers ----------------------------------------------------------------------------------------------------
 
@@ -470,7 +453,6 @@ class PluginHost:
                     if plugin.name not in self._warned:
                         self._warned.add(plugin.name)
                         failed.append(f"{plugin}: diskhaul_event failed: {_error_text(error)}")
-                        self._warnings.append(failed[-1])
         # Told after the round: the callback may well emit a warning event of its own, which then finds a host at rest, and
         # comes back here without another warning of the same plugin.
         if self._on_warning is not None:
@@ -603,14 +585,6 @@ def _import_problem(module: str) -> str | None:
             if problem:
                 return problem
     return None
-
-
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    import difflib
-
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"{otherwise} {', '.join(names)}"
 
 
 def _argument_problems(hook: str, function: Callable[..., object], spec: Callable[..., object]) -> list[str]:

@@ -1,4 +1,8 @@
-"""The functions of the library, one per operation. The command line calls the same ones."""
+"""The functions of the library, one per operation. The command line calls the same ones (``doctor`` and ``demo`` have none).
+
+What all of them raise besides what each says: `ConfigurationError` for a configuration, and `PluginError` for a plugin, that
+cannot be used. Both are refusals (`RefusedError`): nothing was touched.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from .cancellation import CancellationToken
 from .errors import RefusedError
 from .feedback import EventListener
-from .host import STAGES, PluginHost, Registered
+from .host import PluginHost, RegisteredBackend
 from .model import Cluster
 from .operations.base import RunContext
 from .option_defaults import export_options
@@ -44,7 +48,8 @@ def export(
         config: a cluster, or the TOML file that describes it.
         options: None takes the cluster's ``[defaults]``.
         plugins: used besides the built-in and installed ones.
-        on_event: called with each `diskhaul.events.Event`, one at a time, from the operation's threads.
+        on_event: called with each `diskhaul.events.Event`, one at a time, on a thread of its own; told no more once it raises,
+            and not told of progress while it is more than 5 seconds behind. `diskhaul.events` says more.
         cancel: stops the export cleanly when it is cancelled from another thread.
 
     Raises:
@@ -101,12 +106,15 @@ def import_(
 
     Args:
         export: ``INSTANCE`` (its newest valid export), ``INSTANCE@ID``, or an export's directory (which needs no `config`).
+        node: look for the export on this node only.
         to_dir: a directory that is made, or empty: disks become ``disk-N.raw`` there, beside an ``instance.toml``.
         disks: a file or device for each disk by index. With neither, the configured disks of the instance are written.
         instance_name: the instance to be; by default the exported one.
 
     Raises:
         RefusedError: nothing was written.
+        UnknownNameError: there is no such export, instance or node.
+        LockTimeoutError: somebody else works on the instance or the export.
         VerificationError: the export is damaged; `findings` say where. What had been written is marked incomplete.
         OperationFailedError, InterruptedRunError: likewise marked incomplete.
     """
@@ -123,7 +131,15 @@ def list_exports(
 ) -> ListResult:
     """List exports of `instance` (or all) on `node` (or all nodes), damaged ones with what is wrong with them.
 
-    Manifests and file sizes are checked, contents are not: that is what `verify` is for.
+    Manifests and file sizes are checked, contents are not: that is what `verify` is for. Takes no locks: what is listed may be
+    gone a moment later.
+
+    Returns:
+        The exports, and the nodes that did not answer; an unreachable node is not raised.
+
+    Raises:
+        UnknownNameError: there is no such instance (neither configured nor with exports) or node.
+        AmbiguousNameError: a short name fits several.
     """
     from .operations.exports import ListOperation
 
@@ -131,11 +147,13 @@ def list_exports(
 
 
 def show(export: str, *, config: Config | None = None, node: str | None = None, plugins: Sequence[object] = ()) -> ExportDetails:
-    """Say everything about one export: ``INSTANCE``, ``INSTANCE@ID`` or a directory.
+    """Say everything about one export: ``INSTANCE`` (its newest valid one), ``INSTANCE@ID`` or a directory (without `config`).
 
     Raises:
         UnknownNameError: there is none.
-        VerificationError: its manifest is damaged.
+        RefusedError: the directory is not there.
+        VerificationError: the directory's manifest is damaged. (Where the export was found by name, the record's `problem`
+            says so, and `manifest` is empty.)
     """
     from .operations.exports import ShowOperation
 
@@ -156,9 +174,19 @@ def verify(
 
     Args:
         export: ``INSTANCE`` (all its exports), ``INSTANCE@ID``, a directory (which needs no `config`), or None for all.
+        node: look on this node only.
+        threads: worker threads; 0 is one per CPU, at most 8.
+        on_event, cancel: as in `export`.
 
     Returns:
-        What was checked and everything found wrong; damage is not raised.
+        What was checked and everything found wrong; damage is not raised, nor is an export that somebody else holds
+        (`skipped`) or a node that does not answer (`unreachable`), unless that one export was asked for.
+
+    Raises:
+        UnknownNameError: there is no such export, instance or node.
+        LockTimeoutError: the one export that was asked for is being removed, or written to.
+        OperationFailedError: nothing moved for 10 minutes.
+        InterruptedRunError: cancelled.
     """
     from .operations.verify import VerifyOperation
 
@@ -177,7 +205,23 @@ def remove(
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
 ) -> RemovalResult:
-    """Remove ``INSTANCE@ID``, or with `all_exports` every export of ``INSTANCE``. The instance need not exist any more."""
+    """Remove ``INSTANCE@ID``, or with `all_exports` every export of ``INSTANCE``. The instance need not exist any more.
+
+    Args:
+        node: remove from this node only.
+        dry_run: say what would be removed, and remove nothing.
+        on_event, cancel: as in `export`.
+
+    Returns:
+        What was removed; what could not be, one line each, is in `incomplete`, and is not raised while others were removed.
+
+    Raises:
+        RefusedError: `export` names none, or several without `all_exports`; nothing was removed.
+        UnknownNameError: there is no such export, instance or node.
+        LockError: the locks cannot be had.
+        OperationFailedError: the one export could not be removed.
+        InterruptedRunError: cancelled; what had been removed is gone.
+    """
     from .operations.exports import RemoveOperation
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
@@ -195,7 +239,24 @@ def prune(
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
 ) -> RemovalResult:
-    """Remove the valid exports of `instance` (or of every instance) that `policy` does not keep."""
+    """Remove the valid exports of `instance` (or of every instance) that `policy` does not keep.
+
+    Exports that are not valid are neither counted nor removed.
+
+    Args:
+        policy: what to keep, of each instance by itself; it has to keep something.
+        node: prune this node only; exports on others are not counted.
+        dry_run: say what would be removed and kept, and remove nothing.
+        on_event, cancel: as in `export`.
+
+    Returns:
+        What was removed and kept. What could not be removed and nodes that did not answer are in `incomplete`, not raised.
+
+    Raises:
+        RefusedError: `policy` keeps nothing.
+        UnknownNameError: there is no such instance or node.
+        LockError: the locks cannot be had.
+    """
     from .operations.exports import PruneOperation
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
@@ -211,17 +272,40 @@ def recover(
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
 ) -> RecoverResult:
-    """Undo what runs left that were killed: start their guests, remove their snapshots and unpublished exports."""
+    """Undo what runs left that were killed: start their guests, remove their snapshots and unpublished exports.
+
+    Runs that are alive are left alone. It can be repeated, and cancelled, at will.
+
+    Args:
+        instance: only what runs of this instance left; None for all.
+        lock_timeout_s: how long to wait for each instance that somebody works on, seconds.
+        on_event, cancel: as in `export`.
+
+    Returns:
+        What was undone or finished, and in `incomplete` what could not be; that is not raised.
+
+    Raises:
+        UnknownNameError: `instance` is neither configured nor has anything to recover.
+        LockError: the lock service does not work.
+        InterruptedRunError: cancelled; the rest is still noted, for the next time.
+    """
     from .operations.recover import RecoverOperation
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
     return RecoverOperation(context, instance, lock_timeout_s).run()
 
 
-def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = ()) -> tuple[Registered, ...]:
-    """List every backend there is, stage by stage, in the order in which they are asked."""
-    host = PluginHost(_cluster(config) if config is not None else None, plugins)
-    return tuple(registered for stage in STAGES for registered in host.registered(stage))
+def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = ()) -> tuple[RegisteredBackend, ...]:
+    """List every backend there is, stage by stage, in the order in which they are asked. Makes none of them.
+
+    Args:
+        config: needed by nothing yet; a configuration that cannot be used is refused.
+        plugins: listed besides the built-in and installed ones.
+
+    Raises:
+        PluginError: a plugin that cannot be loaded or trusted, or two that provide backends of one name.
+    """
+    return PluginHost(_cluster(config) if config is not None else None, plugins).registered()
 
 
 def _cluster(config: Config) -> Cluster:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from .errors import ConfigurationError
 from .names import check_name
+from .options import COMPRESSORS
 
 AdminState = Literal["up", "down"]
 Options = Mapping[str, Any]
@@ -133,7 +134,7 @@ class Cluster:
     state_dir: Path
     master: str = ""
     hook_dir: Path | None = None
-    compression: Sequence[str] = ("none", "zstd", "gzip")
+    compression: Sequence[str] = COMPRESSORS
     defaults: Options = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
     backend_options: Mapping[str, Options] = field(default_factory=dict)

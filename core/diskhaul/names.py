@@ -53,11 +53,28 @@ def expand_name(kind: str, name: str, full_names: Iterable[str]) -> str:
         return fitting[0]
     if fitting:
         raise AmbiguousNameError(kind, name, fitting)
+    hint = suggestion(name, known, none=f"no {kind} is configured")
+    raise UnknownNameError(kind, name, f"{kind} {name!r} is unknown; {hint}")
+
+
+_MOST_LISTED = 20  # of names to choose from: a cluster may have thousands of instances
+
+
+def suggestion(name: str, known: Iterable[str], *, none: str = "there is none") -> str:
+    """Say what somebody who wrote `name` may have meant: ``did you mean NAME?``, or which names there are, or `none`.
+
+    Safe for a terminal, whatever is in `known`.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3) or known[:5]
-    hint = f"; there is {', '.join(close)}" if close else f"; no {kind} is configured"
-    raise UnknownNameError(kind, name, f"{kind} {name!r} is unknown{hint}")
+    names = sorted(known)
+    if not names:
+        return none
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {escape(close[0])}?"
+    listed = [escape(each) for each in names[:_MOST_LISTED]]
+    return f"there is {', '.join(listed)}{', ...' if len(names) > _MOST_LISTED else ''}"
 
 
 def printable(text: str) -> str:

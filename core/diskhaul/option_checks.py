@@ -9,15 +9,13 @@ from typing import get_args
 
 from .errors import DiskhaulError
 from .names import printable
-from .options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ExportOptions, ImportOptions, Layout, VerifyMode
+from .options import MAX_CHUNK_SIZE, MAX_TIMEOUT_S, MIN_CHUNK_SIZE, ExportOptions, ImportOptions, Layout, VerifyMode
 
-MAX_TIMEOUT_S = 366 * 24 * 3600
-"""The longest wait that can be asked for: a longer one is a slip of the keyboard, and overflows timers."""
 MAX_THREADS = 1024
 
 
 def option_problems(options: ExportOptions) -> list[str]:
-    """Say everything that is wrong with the options of an export, one line each; semantics: CheckArguments.
+    """Say everything that is wrong with the options of an export, one line each (docs/semantics.md, Refusals).
 
     Whether the guest runs, and what the zero-fill backend does to the disk, is not known here: the operation adds
     "remove + running + no shutdown" and "a writing zero-fill needs a shutdown".

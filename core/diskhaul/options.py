@@ -8,10 +8,15 @@ from typing import Literal
 VerifyMode = Literal["stored", "full", "none"]
 Layout = Literal["diskhaul", "ganeti"]
 
+COMPRESSORS = ("none", "zstd", "gzip")
+
 MIB = 1 << 20
 DEFAULT_CHUNK_SIZE = 4 * MIB
 MIN_CHUNK_SIZE = 64 * 1024
 MAX_CHUNK_SIZE = 64 * MIB
+
+MAX_TIMEOUT_S = 366 * 24 * 3600
+"""The longest wait that can be asked for: a longer one is a slip of the keyboard, and overflows timers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,7 @@ class ImportOptions:
     Attributes:
         force: overwrite disks that exist.
         grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
-        threads, lock_timeout_s, hook_timeout_s, stall_timeout_s: as in `ExportOptions`.
+        threads, lock_timeout_s, stall_timeout_s: as in `ExportOptions`.
         dry_run: check everything and write nothing.
     """
 
@@ -74,7 +79,6 @@ class ImportOptions:
     grow: tuple[tuple[int, int], ...] = ()
     threads: int = 0
     lock_timeout_s: float = 3600.0
-    hook_timeout_s: float = 60.0
     stall_timeout_s: float = 600.0
     dry_run: bool = False
 

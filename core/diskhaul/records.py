@@ -52,7 +52,7 @@ class ExportRecord:
 class PlannedDisk:
     """One disk of a plan. `data_bytes` is what has to be read; `stored_bytes` an estimate from samples of it.
 
-    `snapshot` is the backend that will be used, "" for none; `snapshot_problem` says why there is none.
+    `snapshot` is the backend that will be used, "" for none.
     """
 
     index: int
@@ -62,7 +62,6 @@ class PlannedDisk:
     hole_bytes: int
     stored_bytes: int
     snapshot: str = ""
-    snapshot_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

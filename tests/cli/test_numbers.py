@@ -60,6 +60,8 @@ def test_counts_that_are_no_whole_number_in_range_are_refused(text: str) -> None
         ("1.5 GiB", 3 << 29),
         ("16M", 16 << 20),
         ("2T", 2 << 40),
+        ("0.5P", 1 << 49),
+        ("2 tib", 2 << 40),
         ("0.5K", 512),
     ],
 )
@@ -67,7 +69,7 @@ def test_sizes_are_taken_in_bytes_and_iec_units(text: str, size: int) -> None:
     assert parse_size(text, smallest=0, largest=1 << 50) == size
 
 
-@pytest.mark.parametrize("text", [*NOT_NUMBERS, "M", "1MB", "1KB", "1P", "0.5", "9" * 21])
+@pytest.mark.parametrize("text", [*NOT_NUMBERS, "M", "1MB", "1KB", "1P", "0.5", "1.0001K", "9" * 21])
 def test_sizes_that_are_none_or_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a size from 1 B to 1\.0 TiB"):
         parse_size(text, smallest=1, largest=1 << 40)

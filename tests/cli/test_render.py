@@ -65,7 +65,6 @@ PLAN = Plan(
             data_bytes=GIB,
             hole_bytes=0,
             stored_bytes=GIB,
-            snapshot_problem="no reflink on ext4",
         ),
     ),
     free_bytes=100 * GIB,
@@ -143,7 +142,7 @@ def test_a_plan_shows_downtime_amounts_disks_room_and_numbered_steps() -> None:
         "supersedes web1.example.com@20260131T130500Z-1a2b3c4d on beta",
         "disk size data holes stored snapshot what",
         "0 10.0 GiB 2.0 GiB 8.0 GiB 1.0 GiB reflink disk 0 (/srv/web1.raw)",
-        "1 1.0 GiB 1.0 GiB 0 B 1.0 GiB none: no reflink on ext4 disk 1",
+        "1 1.0 GiB 1.0 GiB 0 B 1.0 GiB none disk 1",
         "Steps:",
         "1. stop web1.example.com",
         "2. snapshot disk 0",
@@ -216,7 +215,7 @@ def test_a_recovery_says_what_was_done() -> None:
 HOSTILE_RECORD = replace(RECORD, instance=HOSTILE, node=HOSTILE, path=HOSTILE, problem=HOSTILE, export_id=HOSTILE, layout=HOSTILE)
 HOSTILE_DISK = DiskResult(index=0, label=HOSTILE, size=1, error=HOSTILE)
 HOSTILE_PLAN = replace(
-    PLAN, operation=HOSTILE, steps=(HOSTILE,), disks=(replace(PLAN.disks[1], label=HOSTILE, snapshot_problem=HOSTILE),)
+    PLAN, operation=HOSTILE, steps=(HOSTILE,), disks=(replace(PLAN.disks[1], label=HOSTILE, snapshot=HOSTILE),)
 )
 HOSTILE_EXPORT = replace(
     RESULT, instance=HOSTILE, node=HOSTILE, export=HOSTILE_RECORD, disks=(HOSTILE_DISK, HOSTILE_DISK), removed=(HOSTILE_RECORD,)

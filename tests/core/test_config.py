@@ -176,6 +176,8 @@ def test_reading_creates_nothing(load: Callable[[str], Cluster], tmp_path: Path)
         ('" 10 GiB "', 10 << 30),
         ('"0.5 KiB"', 512),
         ('"2 TiB"', 2 << 40),
+        ('"64M"', 64 << 20),
+        ('"1.5 gib"', 3 << 29),
     ],
 )
 def test_sizes_are_bytes_or_text_with_a_binary_unit(load: Callable[[str], Cluster], size: str, count: int) -> None:
@@ -306,7 +308,7 @@ AT = 'instances."web1.example.com"'
         # unknown keys
         (MINIMAL + "[nods.beta]\n", "nods: is not a key here; did you mean nodes?"),
         (MINIMAL + "offlin = true\n", "nodes.alpha.offlin: is not a key here; did you mean offline?"),
-        (MINIMAL + "zzz = 1\n", "nodes.alpha.zzz: is not a key here; there is export_dir, offline, drained, options"),
+        (MINIMAL + "zzz = 1\n", "nodes.alpha.zzz: is not a key here; there is drained, export_dir, offline, options"),
         (BASE + 'memory = 5\nmemory_mb = "x"\n', f"{AT}.memory_mb: is not a key here; did you mean memory_mib?"),
         (DISK + 'path = "a"\nsiz = 1', f"{AT}.disks[0].siz: is not a key here; did you mean size?"),
         (BASE + f"[[{AT}.nics]]\nmack = '1'", f"{AT}.nics[0].mack: is not a key here; did you mean mac?"),

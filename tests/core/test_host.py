@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import diskhaul
 from diskhaul.api import BackendContext, Capability, LockSpec, RuntimeSpec, SnapshotSpec, StorageSpec, ZeroFillSpec
 from diskhaul.errors import (
     IncompatiblePluginError,
@@ -130,8 +131,15 @@ def diskhaul_storages():
 def test_built_in_backends_are_there_and_come_from_the_built_in_plugin(cluster: Cluster) -> None:
     host = PluginHost(cluster)
     assert names(host)[:2] == ["file", "block"]
-    assert {registered.origin for stage in STAGES for registered in host.registered(stage)} == {"built-in"}
-    assert host.plugins() == (("built-in", "built-in"),)
+    assert {(registered.plugin, registered.origin) for registered in host.registered()} == {("built-in", "built-in")}
+
+
+def test_all_backends_together_are_those_of_each_stage_in_order(cluster: Cluster) -> None:
+    host = PluginHost(cluster)
+    together = host.registered()
+    assert together == tuple(registered for stage in STAGES for registered in host.registered(stage))
+    assert {registered.stage for registered in together} == set(STAGES) - {"zerofill"}
+    assert [(each.stage, each.name) for each in diskhaul.plugins_report()] == [(each.stage, each.name) for each in together]
 
 
 def test_order_is_built_in_then_entry_points_then_the_call_and_within_a_plugin_as_given(
@@ -189,7 +197,7 @@ def test_a_blocked_entry_point_is_not_even_imported(
 ) -> None:
     installed("leaver", "raise SystemExit(0)")
     monkeypatch.setenv("DISKHAUL_DISABLE_PLUGINS", "other, leaver")
-    assert PluginHost(cluster).plugins() == (("built-in", "built-in"),)
+    assert {registered.plugin for registered in PluginHost(cluster).registered()} == {"built-in"}
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
@@ -315,7 +323,7 @@ def test_an_unusable_plugin_is_refused_with_its_name_and_a_remedy(
 
 def test_a_hook_of_a_later_version_may_be_marked_optional(cluster: Cluster) -> None:
     plugin = answers("diskhaul_of_tomorrow", lambda: None, optionalhook=True)
-    assert PluginHost(cluster, [plugin]).plugins()[-1] == ("answering", "call")
+    assert {registered.origin for registered in PluginHost(cluster, [plugin]).registered()} == {"built-in"}
 
 
 @pytest.mark.parametrize(
@@ -399,7 +407,7 @@ def test_one_name_in_two_stages_is_no_clash(cluster: Cluster) -> None:
 
 
 def test_an_unknown_backend_says_what_there_is_and_what_was_meant(cluster: Cluster) -> None:
-    with pytest.raises(UnknownBackendError, match=r"storage 'fiel' is unknown; there is block, file.* \(did you mean file\?\)"):
+    with pytest.raises(UnknownBackendError, match=r"storage 'fiel' is unknown; did you mean file\?$"):
         PluginHost(cluster).storage("fiel")
     with pytest.raises(UnknownBackendError, match=r"^[^\x1b]*$"):
         PluginHost(cluster).storage("\x1b[31m")
@@ -522,7 +530,7 @@ def test_capability_of_a_plugin_that_fails_to_answer_is_no(cluster: Cluster) -> 
         spec("odd", lambda: True),
     ]
     host = PluginHost(cluster, [answers("diskhaul_storages", lambda: specs)])
-    good, bad, odd = (host.capability(registered) for registered in host.registered("storage")[-3:])
+    good, bad, odd = (registered.capability() for registered in host.registered("storage")[-3:])
     assert good == Capability(works=True, detail="fine")
     assert (bad.works, bad.detail) == (False, "SystemExit: out")
     assert not odd.works
@@ -630,7 +638,7 @@ def test_every_plugin_gets_the_event_in_order_and_one_that_raises_is_warned_of_o
     host.emit(Warned(message="one"))
     host.emit(Warned(message="two"))
     assert seen == ["first", "one", "first", "two"]
-    assert told == list(host.warnings) == ["plugin answering-2 (call): diskhaul_event failed: SystemExit: gone"]
+    assert told == ["plugin answering-2 (call): diskhaul_event failed: SystemExit: gone"]
 
 
 def test_a_warning_that_is_emitted_as_an_event_does_not_go_round_for_ever(cluster: Cluster) -> None:
@@ -640,17 +648,17 @@ def test_a_warning_that_is_emitted_as_an_event_does_not_go_round_for_ever(cluste
         calls.append(event)
         raise ValueError("again")
 
+    told: list[str] = []
     hosts: list[PluginHost] = []
-    hosts.append(
-        PluginHost(
-            cluster,
-            [answers("diskhaul_event", fails, "event")],
-            on_warning=lambda warning: hosts[0].emit(Warned(message=warning)),
-        )
-    )
+
+    def warned(warning: str) -> None:
+        told.append(warning)
+        hosts[0].emit(Warned(message=warning))
+
+    hosts.append(PluginHost(cluster, [answers("diskhaul_event", fails, "event")], on_warning=warned))
     hosts[0].emit(Warned(message="start"))
     assert len(calls) == 2
-    assert len(hosts[0].warnings) == 1
+    assert len(told) == 1
 
 
 def test_an_interrupt_in_an_event_hook_comes_through(cluster: Cluster) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diskhaul.errors import AmbiguousNameError, RefusedError, UnknownNameError
-from diskhaul.names import MAX_NAME_BYTES, check_name, expand_name, name_problem, printable
+from diskhaul.names import MAX_NAME_BYTES, check_name, expand_name, name_problem, printable, suggestion
 
 BAD = ["../x", "/x", ".", "..", "", "a\0b", "a\nb", "a\n", "-x", ".x", "x" * 300, "a/b", "a b", "a..b", "é", "\x1b[31m", "\ud800"]
 
@@ -66,11 +66,22 @@ def test_part_of_a_label_is_not_a_short_name() -> None:
 
 
 def test_an_unknown_name_lists_close_ones_or_says_that_there_are_none() -> None:
-    with pytest.raises(UnknownNameError, match=r"instance 'web2\.example\.com' is unknown; there is web1") as caught:
+    with pytest.raises(UnknownNameError, match=r"instance 'web2\.example\.com' is unknown; did you mean web1") as caught:
         expand_name("instance", "web2.example.com", KNOWN)
     assert (caught.value.kind, caught.value.name, caught.value.exit_code) == ("instance", "web2.example.com", 2)
     with pytest.raises(UnknownNameError, match="no node is configured"):
         expand_name("node", "alpha", [])
+    with pytest.raises(UnknownNameError, match=r"'qqq' is unknown; there is db, db\.example\.com, web1\.example\.com"):
+        expand_name("instance", "qqq", KNOWN)
+
+
+def test_a_suggestion_is_close_or_lists_some_and_is_safe_for_a_terminal() -> None:
+    assert suggestion("fiel", ["block", "file"]) == "did you mean file?"
+    assert suggestion("nbd", ["file", "block"]) == "there is block, file"
+    assert suggestion("x", [], none="no plugin provides any") == "no plugin provides any"
+    assert suggestion("qqq", ["a\x1b[31m"]) == r"there is a\x1b[31m"
+    assert suggestion("alpha", ["alpha\n"]) == r"did you mean alpha\n?"
+    assert suggestion("qqq", (f"name{number:04}" for number in range(5000))).endswith("name0018, name0019, ...")
 
 
 @given(st.text())

@@ -132,7 +132,7 @@ def test_unknown_instances_and_nodes_are_refused_together_with_those_there_are(l
 
     assert lines == [
         "instance 'wbe1' is unknown; there is web1.example.com",
-        "node 'betta' is unknown; there is beta, delta",
+        "node 'betta' is unknown; did you mean beta?",
     ]
 
 

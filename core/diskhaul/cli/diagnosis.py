@@ -10,20 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..api import Capability
 from ..config import find_configuration, load_cluster
 from ..errors import ConfigurationError, DiskhaulError, PluginError, RefusedError
-from ..host import STAGES, PluginHost
+from ..host import PluginHost, RegisteredBackend
 from ..model import Cluster
+from ..names import suggestion
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _PROGRAMS = {
     "zstd": "restores exports without diskhaul",
     "btrfs": "snapshot backend btrfs",
-    "qemu-img": "qcow2 disks and layout",
-    "qemu-storage-daemon": "qcow2 and NBD disks",
     "e2fsck": "checking restored ext filesystems",
-    "partclone.info": "free space of further filesystems",
-    "lvs": "LVM disks and snapshots",
 }
 
 
@@ -69,24 +67,21 @@ class Diagnosis:
         return asdict(self)
 
 
-def backends(host: PluginHost) -> tuple[Backend, ...]:
-    """Return every backend that `host` has, by stage."""
-    found = []
-    for stage in STAGES:
-        for registered in host.registered(stage):
-            capability = host.capability(registered)
-            found.append(
-                Backend(
-                    stage=stage,
-                    name=registered.name,
-                    plugin=registered.plugin,
-                    origin=registered.origin,
-                    works=capability.works,
-                    detail=capability.detail,
-                    summary=registered.spec.summary,
-                )
-            )
-    return tuple(found)
+def backends(registered: Iterable[RegisteredBackend]) -> tuple[Backend, ...]:
+    """Ask each backend whether it works here."""
+    return tuple(_asked(backend, backend.capability()) for backend in registered)
+
+
+def _asked(registered: RegisteredBackend, capability: Capability) -> Backend:
+    return Backend(
+        stage=registered.stage,
+        name=registered.name,
+        plugin=registered.plugin,
+        origin=registered.origin,
+        works=capability.works,
+        detail=capability.detail,
+        summary=registered.spec.summary,
+    )
 
 
 def examine(config: Path | None) -> Diagnosis:
@@ -99,7 +94,7 @@ def examine(config: Path | None) -> Diagnosis:
     except PluginError as error:
         problems += error.problems
         host = None
-    found = backends(host) if host is not None else ()
+    found = backends(host.registered()) if host is not None else ()
     if cluster is not None and host is not None:
         problems += _cluster_problems(cluster, host, found)
     path = os.environ.get("PATH", os.defpath) + ":" + _SBIN
@@ -159,8 +154,8 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
     for stage, name, user in sorted(set(_used(cluster))):
         backend = by_name.get((stage, name))
         if backend is None:
-            known = ", ".join(other for of, other in by_name if of == stage) or "none"
-            yield f"{user}: there is no {stage} backend {name!r}; there is {known}"
+            hint = suggestion(name, [other for of, other in by_name if of == stage])
+            yield f"{user}: there is no {stage} backend {name!r}; {hint}"
         elif not backend.works:
             yield f"{user}: {stage} backend {name} does not work here: {backend.detail}"
     try:

@@ -163,9 +163,6 @@ def prune_command(
       diskhaul prune web1 --keep-last 3 --dry-run
       diskhaul prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12
     """
-    policy_problem = "prune needs at least one --keep option; to remove everything, use 'diskhaul remove --all INSTANCE'"
-    if not (last or daily or weekly or monthly or yearly):
-        raise click.UsageError(policy_problem)
     import diskhaul
 
     from .render import notes, removal_text

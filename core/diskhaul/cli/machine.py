@@ -26,11 +26,11 @@ def plugins_command(invocation: Invocation) -> Answer:
       diskhaul plugins
       diskhaul --json plugins
     """
-    from diskhaul.host import PluginHost
+    import diskhaul
 
     from .diagnosis import backends
 
-    found = backends(PluginHost(None))
+    found = backends(diskhaul.plugins_report())
     return Answer(document={"backends": found}, text=lambda: _backend_table(found))
 
 

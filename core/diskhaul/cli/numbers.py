@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 
+from .. import sizes
+from ..options import MAX_TIMEOUT_S
 from .text import escape, iec
 
-MAX_SECONDS = 366 * 24 * 3600
+MAX_SECONDS = MAX_TIMEOUT_S
 MAX_COUNT = 100_000
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _COUNT = re.compile(r"[0-9]{1,12}")
-_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?) ?(?:([KMGT])(?:iB)?|B)?", re.IGNORECASE)
-_POWER = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def parse_seconds(text: str) -> float:
@@ -40,20 +40,18 @@ def parse_count(text: str) -> int:
 
 
 def parse_size(text: str, *, smallest: int, largest: int) -> int:
-    """Return `text`, a number of bytes or of KiB, MiB, GiB, TiB (``512M``, ``1.5GiB``), as bytes.
+    """Return `text`, a size as in a configuration (`diskhaul.sizes`), as bytes.
 
     Raises:
         ValueError: it is no size, or not from `smallest` to `largest` bytes.
     """
-    match = _SIZE.fullmatch(text)
-    if match:
-        number, unit = match.group(1), (match.group(2) or "").upper()
-        whole, _, fraction = number.partition(".")
-        # In integers: a float would lose bytes of large sizes.
-        size = (int(whole) << _POWER[unit]) + ((int(fraction) << _POWER[unit]) // 10 ** len(fraction) if fraction else 0)
-        if smallest <= size <= largest:
-            return size
-    raise ValueError(f"{_quoted(text)} is not a size from {iec(smallest)} to {iec(largest)} (such as 64M or 1.5GiB)")
+    try:
+        size: int | None = sizes.parse_size(text)
+    except ValueError:
+        size = None
+    if size is None or not smallest <= size <= largest:
+        raise ValueError(f"{_quoted(text)} is not a size from {iec(smallest)} to {iec(largest)} (such as 64M or 1.5GiB)")
+    return size
 
 
 def _quoted(text: str) -> str:

@@ -100,7 +100,7 @@ def plan_text(plan: Plan) -> str:
                 iec(disk.data_bytes),
                 iec(disk.hole_bytes),
                 iec(disk.stored_bytes),
-                disk.snapshot or (f"none: {disk.snapshot_problem}" if disk.snapshot_problem else "none"),
+                disk.snapshot or "none",
                 disk.label,
             )
             for disk in plan.disks

@@ -18,14 +18,15 @@ from typing import Any, Protocol
 from ..api import Buffer
 from ..errors import RefusedError
 from ..names import printable
+from ..options import COMPRESSORS
 from .corruption import CorruptError
-from .seekable import seek_table_bytes, seek_table_length
+from .seekable import seek_table_bytes
 
 DEFAULT_LEVELS = {"none": 0, "zstd": 1, "gzip": 6}
 ALLOWED = "none, zstd:LEVEL (-131072 to 22) or gzip:LEVEL (1 to 9)"
 
 _LEVELS = {"none": range(1), "zstd": range(-131072, 23), "gzip": range(1, 10)}
-_COMPRESS = re.compile(r"(none|zstd|gzip)(?::(-?[0-9]{1,6}))?")
+_COMPRESS = re.compile(rf"({'|'.join(COMPRESSORS)})(?::(-?[0-9]{{1,6}}))?")
 _ZERO_FRAMES_KEPT = 16  # chunk sizes, and each disk's shorter last chunk, at once; a frame of zeros is a few hundred bytes
 
 
@@ -107,10 +108,6 @@ class Codec(Protocol):
         """What follows the last frame, in pieces. Quickest with ``array('I')``."""
         ...
 
-    def trailer_length(self, count: int, /) -> int:
-        """Bytes in the trailer of `count` chunks."""
-        ...
-
 
 def codec_for(name: str, level: int | None = None) -> Codec:
     """Return the codec `name`, which encodes at `level` (None: the default one; decoding needs none).
@@ -159,9 +156,6 @@ class RawCodec:
     def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
         return ()
 
-    def trailer_length(self, count: int, /) -> int:
-        return 0
-
 
 class _RawEncoder:
     __slots__ = ()
@@ -205,9 +199,6 @@ class ZstdCodec:
 
     def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
         return seek_table_bytes(stored_lengths, chunk_lengths)
-
-    def trailer_length(self, count: int, /) -> int:
-        return seek_table_length(count)
 
 
 class _ZstdEncoder:
@@ -321,9 +312,6 @@ class GzipCodec:
     def trailer(self, stored_lengths: Sequence[int], chunk_lengths: Sequence[int], /) -> Iterable[bytes]:
         """One empty member for a disk without chunks (an empty file is no gzip file), else nothing."""
         return () if len(stored_lengths) else (_GZIP_EMPTY,)
-
-    def trailer_length(self, count: int, /) -> int:
-        return 0 if count else len(_GZIP_EMPTY)
 
 
 class _GzipEncoder:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from ..errors import RefusedError
 from ..model import Disk, Instance, Nic
-from ..names import name_problem, printable
+from ..names import escape, name_problem, printable
 from .corruption import CorruptError
 
 CONFIG_NAME = "config.ini"
@@ -313,7 +313,7 @@ def _parsed(data: bytes) -> dict[str, dict[str, str]]:
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise CorruptError(f"{CONFIG_NAME} cannot be read: {printable(str(error).splitlines()[0][:200])[1:-1]}") from error
+        raise CorruptError(f"{CONFIG_NAME} cannot be read: {escape(str(error).splitlines()[0][:200])}") from error
     return {section: {key: value.replace("%%", "%") for key, value in parser.items(section)} for section in parser.sections()}
 
 

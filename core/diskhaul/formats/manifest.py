@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from ..api import ExportReader
 from ..errors import RefusedError
 from ..model import Disk, Instance, Nic
-from ..names import name_problem, printable
+from ..names import escape, name_problem, printable
+from ..version import __version__
 from .chunk_table import chunk_count, is_effective_chunk_size
 from .codec import codec_for, parse_compress
 from .corruption import CorruptError
@@ -62,7 +63,7 @@ class DiskRecord:
         file: its data file; ``disk-N.FORMAT`` in diskhaul's own layout, the dump's name in Ganeti's.
         format: "raw", "raw.zst" or "raw.gz".
         compress: for example "zstd:1"; goes with `format`.
-        stored_size: of the data file (of what is allocated, for raw ones).
+        stored_size: size of the data file; of a raw one, holes included.
         chunk_size, chunk_count: as in its chunk table.
         chunks_file: the chunk table, always ``disk-N.chunks``.
         root_digest, stored_root: of the chunk table; `stored_root` is "" for raw data.
@@ -115,7 +116,7 @@ class Manifest:
     run_id: str
     cluster: str
     created: str
-    created_by: str = "diskhaul 0.1.0"
+    created_by: str = f"diskhaul {__version__}"
     instance: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     consistency: str
@@ -123,11 +124,6 @@ class Manifest:
     disks: tuple[DiskRecord, ...] = ()
     other_files: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def stored_bytes(self) -> int:
-        """What the disks' data files take together."""
-        return sum(disk.stored_size for disk in self.disks)
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored, read back before it is returned.
@@ -336,7 +332,7 @@ def _parse(data: bytes) -> dict[str, Any]:
             parse_constant=_no_constant,
         )
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"the manifest is not JSON: {printable(str(error))[1:-1]}") from error
+        raise CorruptError(f"the manifest is not JSON: {escape(str(error))}") from error
     if not isinstance(content, dict):
         raise CorruptError("the manifest is not a JSON object")
     return content

@@ -65,12 +65,17 @@ def read_chunk_table(export: ExportReader, record: DiskRecord, codec: Codec) -> 
         source.fill(0, memoryview(data))
     finally:
         source.close()
-    table = ChunkTable.from_bytes(data, disk_size=record.size, chunk_size=record.chunk_size, encoded=codec.encoded)
-    if table.root_digest() != record.root_digest:
-        raise CorruptError(f"{record.chunks_file}: the chunk digests do not match the manifest's root digest")
-    if table.stored_root() != record.stored_root:
-        raise CorruptError(f"{record.chunks_file}: the stored digests do not match the manifest's")
-    return table
+    try:
+        return ChunkTable.from_bytes(
+            data,
+            disk_size=record.size,
+            chunk_size=record.chunk_size,
+            encoded=codec.encoded,
+            root_digest=record.root_digest,
+            stored_root=record.stored_root,
+        )
+    except CorruptError as corrupt:
+        raise CorruptError(f"{record.chunks_file}: {corrupt.problem}", corrupt.offset) from corrupt
 
 
 def _check_shape(source: Source, record: DiskRecord, table: ChunkTable, codec: Codec) -> None:

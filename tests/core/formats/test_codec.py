@@ -57,6 +57,10 @@ def encode_disk(codec: Codec, disk: bytes, chunk: int = CHUNK) -> tuple[bytes, C
     return b"".join(stored), table
 
 
+def trailer(codec: Codec, table: ChunkTable) -> bytes:
+    return b"".join(codec.trailer(table.stored_lengths(), table.chunk_lengths()))
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +210,7 @@ def test_stock_gzip_restores_and_checks_a_stream(tmp_path: Path, requires: Requi
     disk = disk_bytes(size)
     codec = codec_for("gzip")
     stream, table = encode_disk(codec, disk)
-    assert len(stream) == table.stored_offsets()[-1] + codec.trailer_length(table.count)
+    assert len(stream) == table.stored_offsets()[-1] + len(trailer(codec, table))
     path = tmp_path / "disk-0.raw.gz"
     path.write_bytes(stream)
     assert subprocess.run(["gzip", "-dc", path], check=True, capture_output=True).stdout == disk
@@ -220,8 +224,8 @@ def test_stock_zstd_passes_over_shared_zero_frames(tmp_path: Path, requires: Req
     count, chunk = 64, 4 << 20
     frame = codec.zero_frame(chunk)
     path = tmp_path / "zeros.zst"
-    trailer = b"".join(codec.trailer(array("I", [len(frame)]) * count, array("I", [chunk]) * count))
-    path.write_bytes(frame * count + trailer)
+    seek_table = b"".join(codec.trailer(array("I", [len(frame)]) * count, array("I", [chunk]) * count))
+    path.write_bytes(frame * count + seek_table)
     process = subprocess.Popen(["zstd", "-dc", path], stdout=subprocess.PIPE)
     assert process.stdout is not None
     length = 0
@@ -436,7 +440,7 @@ def first_damage(codec: Codec, stream: bytes, table: ChunkTable) -> int | None:
     """Read a stream the way verify and import do; return the disk offset of the first damage, -1 for the file as a whole."""
     decoder = codec.decoder()
     offsets = table.stored_offsets()
-    if len(stream) != offsets[-1] + codec.trailer_length(table.count):
+    if len(stream) != offsets[-1] + len(trailer(codec, table)):
         return -1
     for index in range(table.count):
         frame = stream[offsets[index] : offsets[index + 1]]
@@ -448,8 +452,7 @@ def first_damage(codec: Codec, stream: bytes, table: ChunkTable) -> int | None:
             return table.chunk_offset(index)
         if chunk_digest(chunk) != table.digest(index):
             return table.chunk_offset(index)
-    trailer = b"".join(codec.trailer(table.stored_lengths(), table.chunk_lengths()))
-    return None if stream[offsets[-1] :] == trailer else -1
+    return None if stream[offsets[-1] :] == trailer(codec, table) else -1
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -491,18 +494,18 @@ def test_a_stream_that_was_cut_lengthened_or_rearranged_is_found(name: str) -> N
     stream, table = encode_disk(codec, disk)
     offsets = table.stored_offsets()
     frames = [stream[offsets[index] : offsets[index + 1]] for index in range(table.count)]
-    trailer = stream[offsets[-1] :]
+    end = stream[offsets[-1] :]
     assert len(set(map(len, frames))) == 1  # so that only digests can tell
-    assert first_damage(codec, b"".join([frames[0], frames[2], frames[1], frames[3], trailer]), table) == CHUNK
-    assert first_damage(codec, b"".join([frames[0], frames[0], frames[2], frames[3], trailer]), table) == CHUNK
-    assert first_damage(codec, b"".join([*frames, frames[3], trailer]), table) == -1
-    assert first_damage(codec, b"".join([*frames[:3], trailer]), table) == -1
+    assert first_damage(codec, b"".join([frames[0], frames[2], frames[1], frames[3], end]), table) == CHUNK
+    assert first_damage(codec, b"".join([frames[0], frames[0], frames[2], frames[3], end]), table) == CHUNK
+    assert first_damage(codec, b"".join([*frames, frames[3], end]), table) == -1
+    assert first_damage(codec, b"".join([*frames[:3], end]), table) == -1
     assert first_damage(codec, b"".join(frames[:3]), table) == -1
     assert first_damage(codec, stream + b"\0", table) == -1
     assert first_damage(codec, stream[:-1], table) == -1
     assert first_damage(codec, stream + SKIPPABLE, table) == -1
     if codec.encoded:
-        assert first_damage(codec, frames[0] + SKIPPABLE + b"".join(frames[1:]) + trailer, table) == -1
+        assert first_damage(codec, frames[0] + SKIPPABLE + b"".join(frames[1:]) + end, table) == -1
 
 
 def test_stock_zstd_calls_a_stream_cut_at_a_frame_boundary_fine(tmp_path: Path, requires: Requires) -> None:
