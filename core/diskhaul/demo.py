@@ -6,7 +6,6 @@ privilege is needed.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import shlex
@@ -15,6 +14,8 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import diskhaul_native as native
 
 from .errors import GuestError, RefusedError, StorageError
 from .permissions import tampering_problem
@@ -28,7 +29,6 @@ NODES = ("alpha", "beta", "gamma")
 _MIB = 1 << 20
 _SECTOR = 512
 _TIMEOUT_S = 600.0
-_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +286,7 @@ def _has_reflinks(directory: Path) -> bool:
         source.write_bytes(b"x" * 65536)
         with open(source, "rb") as reader, open(target, "wb") as writer:
             try:
-                fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+                native.clone(reader.fileno(), writer.fileno(), name=str(target))
             except OSError:  # EOPNOTSUPP, EINVAL, ENOTTY: each filesystem says no in its own way
                 return False
             return True
