@@ -199,6 +199,16 @@ def test_a_plan_that_names_another_subvolume_is_not_obeyed(snapshots: BtrfsSnaps
     assert (btrfs / "victim" / "file").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("run_id", ["", "..", "run-12345678", RUN.upper()])
+def test_what_is_no_run_id_becomes_part_of_no_name(snapshots: BtrfsSnapshots, btrfs: Path, run_id: str) -> None:
+    disk = image(btrfs, pattern(8192))
+    with pytest.raises(SnapshotError, match="is not a run id"):
+        snapshots.plan(disk, run_id)
+    forged = replace(snapshots.plan(disk, RUN), run_id=run_id, reference=str(btrfs / f".diskhaul-{run_id}-disk0"))
+    with pytest.raises(SnapshotError, match="not touched"):
+        snapshots.exists(forged)
+
+
 def test_a_directory_of_another_filesystem_is_refused(
     snapshots: BtrfsSnapshots, tmp_path: Path, loop_filesystem: Filesystems
 ) -> None:

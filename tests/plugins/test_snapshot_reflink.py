@@ -201,7 +201,7 @@ def test_a_plan_that_names_another_file_is_not_obeyed(snapshots: ReflinkSnapshot
     assert (tmp_path / "disk.raw").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("run_id", ["", "..", "a/b/c/d/e", "x" * 100, "run id with spaces"])
+@pytest.mark.parametrize("run_id", ["", "..", "a/b/c/d/e", "x" * 100, "run id with spaces", "run-12345678", RUN.upper()])
 def test_a_run_id_that_is_none_is_refused(snapshots: ReflinkSnapshots, tmp_path: Path, run_id: str) -> None:
     with pytest.raises(SnapshotError, match="run id"):
         snapshots.plan(image(tmp_path, b""), run_id)

@@ -20,9 +20,9 @@ from diskhaul.errors import SnapshotError
 from diskhaul.model import Disk
 
 from ..storages.raw import RawReader
+from .place import check_run_id, entry_exists, open_directory, remove_entry, split_reference
 
 NAME = "btrfs"
-_RUN_ID = re.compile(r"[0-9A-Za-z-]{8,64}")
 _ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID: the inode of every subvolume's top directory
 _SNAP_CREATE_V2 = 0x50009417  # _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
 _SNAP_DESTROY = 0x5000940F  # _IOW(0x94, 15, struct btrfs_ioctl_vol_args)
@@ -65,8 +65,7 @@ class BtrfsSnapshots(Snapshots):
     def plan(self, disk: Disk, run_id: str, /) -> Snapshot:
         if disk.path is None:
             raise SnapshotError(f"{disk.label}: a disk without a path lies in no subvolume")
-        if not _RUN_ID.fullmatch(run_id):
-            raise SnapshotError(f"{disk.label}: {run_id!r} is not a run id")
+        check_run_id(disk, run_id)
         top = _subvolume_of(os.path.realpath(disk.path))
         return Snapshot(
             backend=NAME, disk=disk, run_id=run_id, reference=os.path.join(top, f".diskhaul-{run_id}-disk{disk.index}")
@@ -77,7 +76,7 @@ class BtrfsSnapshots(Snapshots):
         label = snapshot.disk.label
         origin = _disk_in(snapshot)  # refuses a disk that is no longer in this subvolume
         try:
-            subvolume = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            subvolume = open_directory(top)
         except OSError as error:
             raise SnapshotError(f"{label}: {top}: {os.strerror(error.errno or 0)}") from error
         try:
@@ -103,7 +102,7 @@ class BtrfsSnapshots(Snapshots):
         top, name = _place(snapshot)
         relative = _disk_in(snapshot)
         try:
-            subvolume = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            subvolume = open_directory(top)
             try:
                 descriptor = _open_inside(subvolume, name, relative, snapshot)
             finally:
@@ -118,31 +117,14 @@ class BtrfsSnapshots(Snapshots):
 
     def exists(self, snapshot: Snapshot, /) -> bool:
         _place(snapshot)
-        try:
-            os.lstat(snapshot.reference)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise SnapshotError(f"{snapshot.reference}: {os.strerror(error.errno or 0)}") from error
-        return True
+        return entry_exists(snapshot.reference)
 
     def remove(self, snapshot: Snapshot, /) -> None:
-        top, name = _place(snapshot)
-        try:
-            subvolume = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise SnapshotError(f"{top}: {os.strerror(error.errno or 0)}") from error
-        try:
+        def remove(subvolume: int, name: str) -> None:
             os.close(_open_snapshot(subvolume, name, snapshot))
             _destroy(subvolume, name)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise SnapshotError(f"{snapshot.reference}: cannot be removed: {_reason(error)}") from error
-        finally:
-            os.close(subvolume)
+
+        remove_entry(*_place(snapshot), remove, _reason)
 
     def _check_created(self, subvolume: int, name: str, relative: str, snapshot: Snapshot) -> None:
         """Look for ourselves: a snapshot that can be written to, or lacks the disk, is none."""
@@ -156,16 +138,8 @@ class BtrfsSnapshots(Snapshots):
 
 def _place(snapshot: Snapshot) -> tuple[str, str]:
     """Directory and name of a snapshot; refuses what does not carry the name of this backend and this run."""
-    top, name = os.path.split(snapshot.reference)
-    ours = (
-        _RUN_ID.fullmatch(snapshot.run_id)
-        and os.path.isabs(top)
-        and re.fullmatch(rf"\.diskhaul-{re.escape(snapshot.run_id)}-disk[0-9]+", name)
-        and "\0" not in top
-    )
-    if not ours:
-        raise SnapshotError(f"{snapshot.reference!r} is not a btrfs snapshot of run {snapshot.run_id}: not touched")
-    return top, name
+    pattern = rf"\.diskhaul-{re.escape(snapshot.run_id)}-disk[0-9]+"
+    return split_reference(snapshot, NAME, lambda name: re.fullmatch(pattern, name) is not None)
 
 
 def _disk_in(snapshot: Snapshot) -> str:
@@ -188,7 +162,7 @@ def _subvolume_of(path: str) -> str:
         top = os.path.dirname(path)
         while os.stat(top).st_dev == status.st_dev:  # each subvolume has a device number of its own
             if os.stat(top).st_ino == _ROOT_INODE:
-                descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptor = open_directory(top)
                 try:
                     if _subvolume_flags(descriptor) is not None:
                         return top

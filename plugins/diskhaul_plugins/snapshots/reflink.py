@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import stat
 import struct
 
@@ -22,10 +21,10 @@ from diskhaul.model import Disk
 from diskhaul.mounts import mount_of
 
 from ..storages.raw import RawReader
+from .place import check_run_id, entry_exists, open_directory, remove_entry, split_reference
 
 NAME = "reflink"
 _MAX_NAME_BYTES = 255  # NAME_MAX
-_RUN_ID = re.compile(r"[0-9A-Za-z-]{8,64}")
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NOCOW_FL = 0x00800000
@@ -71,8 +70,7 @@ class ReflinkSnapshots(Snapshots):
     def plan(self, disk: Disk, run_id: str, /) -> Snapshot:
         if disk.path is None:
             raise SnapshotError(f"{disk.label}: a disk without a path cannot be reflinked")
-        if not _RUN_ID.fullmatch(run_id):
-            raise SnapshotError(f"{disk.label}: {run_id!r} is not a run id")
+        check_run_id(disk, run_id)
         directory, name = os.path.split(os.path.realpath(disk.path))
         return Snapshot(backend=NAME, disk=disk, run_id=run_id, reference=os.path.join(directory, _snapshot_name(name, run_id)))
 
@@ -84,7 +82,7 @@ class ReflinkSnapshots(Snapshots):
         try:
             source = _open_origin(origin)
             try:
-                directory = _open_parent(parent)
+                directory = open_directory(parent)
                 try:
                     self._clone(source, directory, name, snapshot)
                 finally:
@@ -98,7 +96,7 @@ class ReflinkSnapshots(Snapshots):
         parent, name = _place(snapshot)
         path = snapshot.reference
         try:
-            directory = _open_parent(parent)
+            directory = open_directory(parent)
             try:
                 if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     raise SnapshotError(f"{path}: the snapshot was replaced by something else")
@@ -113,32 +111,15 @@ class ReflinkSnapshots(Snapshots):
 
     def exists(self, snapshot: Snapshot, /) -> bool:
         _place(snapshot)
-        try:
-            os.lstat(snapshot.reference)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise SnapshotError(f"{snapshot.reference}: {os.strerror(error.errno or 0)}") from error
-        return True
+        return entry_exists(snapshot.reference)
 
     def remove(self, snapshot: Snapshot, /) -> None:
-        parent, name = _place(snapshot)
-        try:
-            directory = _open_parent(parent)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise SnapshotError(f"{parent}: {os.strerror(error.errno or 0)}") from error
-        try:
+        def remove(directory: int, name: str) -> None:
             if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 raise SnapshotError(f"{snapshot.reference}: is not a regular file, so it is no snapshot: not removed")
             os.unlink(name, dir_fd=directory)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise SnapshotError(f"{snapshot.reference}: cannot be removed: {os.strerror(error.errno or 0)}") from error
-        finally:
-            os.close(directory)
+
+        remove_entry(*_place(snapshot), remove)
 
     def _clone(self, source: int, directory: int, name: str, snapshot: Snapshot) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -174,17 +155,8 @@ def _snapshot_name(disk_name: str, run_id: str) -> str:
 
 def _place(snapshot: Snapshot) -> tuple[str, str]:
     """Directory and name of a snapshot; refuses what does not carry the name of this backend and this run."""
-    parent, name = os.path.split(snapshot.reference)
-    ours = (
-        _RUN_ID.fullmatch(snapshot.run_id)
-        and os.path.isabs(parent)
-        and name.startswith(".")
-        and name.endswith(f".diskhaul-{snapshot.run_id}.snap")
-        and "\0" not in snapshot.reference
-    )
-    if not ours:
-        raise SnapshotError(f"{snapshot.reference!r} is not a reflink snapshot of run {snapshot.run_id}: not touched")
-    return parent, name
+    suffix = f".diskhaul-{snapshot.run_id}.snap"
+    return split_reference(snapshot, NAME, lambda name: name.startswith(".") and name.endswith(suffix))
 
 
 def _open_origin(path: str) -> int:
@@ -193,10 +165,6 @@ def _open_origin(path: str) -> int:
         os.close(descriptor)
         raise SnapshotError(f"{path}: is not a regular file")
     return descriptor
-
-
-def _open_parent(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _inherit_nocow(source: int, target: int) -> None:
