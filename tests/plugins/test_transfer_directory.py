@@ -18,10 +18,12 @@ import pytest
 from diskhaul.api import BackendContext
 from diskhaul.errors import StorageError, UnreachableNodeError
 from diskhaul.formats.export_id import partial_name, removing_name
+from diskhaul.formats.ganeti import CONFIG_NAME
+from diskhaul.formats.manifest import MANIFEST_NAME
 from diskhaul.model import Cluster, Node
 from diskhaul.testing.conformance.storages import pattern, read
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, OLD, TransferConformance, content, make, put
-from diskhaul_plugins.transfers import directory
+from diskhaul_plugins.transfers import beneath, directory
 from diskhaul_plugins.transfers.directory import DirectoryStore, DirectoryTransfer
 
 MIB = 1 << 20
@@ -309,7 +311,7 @@ def test_an_export_does_not_replace_one_that_appeared_meanwhile(store: Directory
 def test_without_renameat2_an_export_does_not_replace_another_either(
     store: DirectoryStore, exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "_renameat2", lambda: None)  # as on a C library without it
+    monkeypatch.setattr(beneath, "_renameat2", lambda: None)  # as on a C library without it
     make(store, NEW)
     writer = store.begin(INSTANCE, OLD)
     (exports / INSTANCE / OLD).mkdir()
@@ -317,6 +319,11 @@ def test_without_renameat2_an_export_does_not_replace_another_either(
         writer.publish(MANIFEST)
     writer.abort()
     assert list(store.exports(INSTANCE)) == [OLD, NEW]
+
+
+def test_the_names_of_files_are_those_of_the_formats() -> None:
+    assert directory.MANIFEST == MANIFEST_NAME
+    assert directory._GANETI_CONFIG == CONFIG_NAME
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import diskhaul_plugins.transfers.directory as directory
+import diskhaul_plugins.transfers.beneath as beneath
 from diskhaul.errors import StorageError
 from diskhaul_plugins.transfers.directory import DirectoryStore, DirectoryWriter
 
@@ -45,7 +45,7 @@ def filled(store: DirectoryStore, export_id: str) -> DirectoryWriter:
 def test_an_export_begins_although_a_removal_takes_the_empty_directory_away(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    make = directory._make_directory
+    make = beneath.make_directory
     taken: list[str] = []
 
     def taken_away(root: int, name: str, place: str) -> int:
@@ -55,7 +55,7 @@ def test_an_export_begins_although_a_removal_takes_the_empty_directory_away(
             taken.append(name)
         return descriptor
 
-    monkeypatch.setattr(directory, "_make_directory", taken_away)
+    monkeypatch.setattr(beneath, "make_directory", taken_away)
     before = len(os.listdir("/proc/self/fd"))
     writer = filled(store, FIRST)
     assert len(taken) == times
@@ -67,14 +67,14 @@ def test_an_export_begins_although_a_removal_takes_the_empty_directory_away(
 def test_a_directory_that_is_always_taken_away_is_an_error_and_leaves_nothing_open(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = directory._make_directory
+    make = beneath.make_directory
 
     def taken_away(root: int, name: str, place: str) -> int:
         descriptor = make(root, name, place)
         os.rmdir(name, dir_fd=root)
         return descriptor
 
-    monkeypatch.setattr(directory, "_make_directory", taken_away)
+    monkeypatch.setattr(beneath, "make_directory", taken_away)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(StorageError, match="No such file"):
         store.begin(INSTANCE, FIRST)
@@ -135,13 +135,13 @@ def test_an_export_that_is_aborted_while_it_is_published_is_not_listed_in_the_en
         step = Step(DirectoryWriter._write_manifest, after=False)
         monkeypatch.setattr(DirectoryWriter, "_write_manifest", lambda self, manifest: step(self, manifest))
     else:
-        rename = directory._rename_new
+        rename = beneath.rename_new
         step = Step(rename, after=where == "after the rename")
 
         def held_up(descriptor: int, old: str, new: str) -> None:
             (step if new == FIRST else rename)(descriptor, old, new)
 
-        monkeypatch.setattr(directory, "_rename_new", held_up)
+        monkeypatch.setattr(beneath, "rename_new", held_up)
     failures: list[StorageError] = []
 
     def publish() -> None:

@@ -15,16 +15,12 @@ invisible by one rename, before its first file is deleted: at every moment in be
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shutil
 import stat
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import diskhaul_native as native
 from diskhaul.api import BackendContext, Buffer, Capability, ExportReader, ExportStore, ExportWriter, StoreFile, Transfer
@@ -34,17 +30,15 @@ from diskhaul.model import Node
 from diskhaul.names import name_problem, printable
 
 from ..storages.raw import BLOCK_SIZE, RawReader, storage_error
+from . import beneath
+from .identity import keep_identity, read_identity
 
 MANIFEST = "manifest.json"
 _MANIFEST_BEING_WRITTEN = ".manifest.json.tmp"
-_IDENTITY = ".diskhaul-store"
-_IDENTITY_LIMIT = 100  # bytes; an identity file holds a uuid
 _GANETI_CONFIG = "config.ini"
 _GANETI_CONFIG_LIMIT = 1 << 20  # bytes; what Ganeti writes is a few KiB
 _NOT_AN_INSTANCE = frozenset({"lost+found"})
 _MAX_PARTS = 1024  # IOV_MAX of Linux
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_RENAME_NOREPLACE = 1  # linux/fs.h
 
 
 def capability() -> Capability:
@@ -71,7 +65,7 @@ class DirectoryTransfer(Transfer):
         if "\0" in path:
             raise StorageError(f"{printable(path)}: a path cannot contain NUL", path=printable(path))
         place = os.path.realpath(path)
-        return DirectoryReader(place, lambda: _open_root(place))
+        return DirectoryReader(place, lambda: beneath.open_root(place))
 
 
 class DirectoryStore(ExportStore):
@@ -87,7 +81,7 @@ class DirectoryStore(ExportStore):
         Read anew each time: the first `begin` gives every node that mounts the directory the same new uuid.
         """
         with self._root() as root:
-            kept = _read_identity(root, self._path)
+            kept = read_identity(root, self._path)
             if kept:
                 return kept
             status = os.fstat(root)
@@ -99,14 +93,14 @@ class DirectoryStore(ExportStore):
             yield problem
             return
         try:
-            root = _open_root(self._path)
+            root = beneath.open_root(self._path)
         except StorageError as error:
             yield str(error)
             return
         try:
             yield from _directory_problems(root, self._path, for_writing=for_writing)
             try:
-                _read_identity(root, self._path)
+                read_identity(root, self._path)
             except StorageError as error:
                 yield str(error)
             yield from self._check_instance(root, instance, for_writing=for_writing)
@@ -124,23 +118,23 @@ class DirectoryStore(ExportStore):
         with self._root() as root:
             return sorted(
                 name
-                for name in _names(root, self._path)
-                if name not in _NOT_AN_INSTANCE and not name_problem("instance", name) and _is_directory(root, name)
+                for name in beneath.names(root, self._path)
+                if name not in _NOT_AN_INSTANCE and not name_problem("instance", name) and beneath.is_directory(root, name)
             )
 
     def exports(self, instance: str, /) -> Sequence[str]:
         with self._instance(instance) as directory:
             if directory is None:
                 return []
-            names = _names(directory, self._place(instance))
-            return sorted(name for name in names if is_export_id(name) and _is_directory(directory, name))
+            names = beneath.names(directory, self._place(instance))
+            return sorted(name for name in names if is_export_id(name) and beneath.is_directory(directory, name))
 
     def partials(self, instance: str, /) -> Sequence[str]:
         with self._instance(instance) as directory:
             if directory is None:
                 return []
-            names = _names(directory, self._place(instance))
-            found = {parse_partial(name) or parse_removing(name) for name in names if _is_directory(directory, name)}
+            names = beneath.names(directory, self._place(instance))
+            found = {parse_partial(name) or parse_removing(name) for name in names if beneath.is_directory(directory, name)}
             return sorted(export_id for export_id in found if export_id)
 
     def begin(self, instance: str, export_id: str, /) -> DirectoryWriter:
@@ -151,8 +145,8 @@ class DirectoryStore(ExportStore):
     def _begin(self, instance: str, export_id: str, attempts: int) -> DirectoryWriter:
         with self._root() as root:
             try:
-                _keep_identity(root, self._path)
-                directory = _make_directory(root, instance, self._place(instance))
+                keep_identity(root, self._path)
+                directory = beneath.make_directory(root, instance, self._place(instance))
             except OSError as error:
                 raise storage_error("begin an export below", self._path, error) from error
         try:
@@ -175,7 +169,7 @@ class DirectoryStore(ExportStore):
             with self._instance(instance) as directory:
                 if directory is None:
                     raise StorageError(f"{place}: does not exist", path=place)
-                return _open_below(directory, export_id, place)
+                return beneath.open_below(directory, export_id, place)
 
         return DirectoryReader(place, enter)
 
@@ -196,8 +190,8 @@ class DirectoryStore(ExportStore):
                 if visible:
                     _retire(directory, export_id, export_id, place)
                 else:
-                    _delete(directory, partial_name(export_id), place)
-                    _delete(directory, removing_name(export_id), place)
+                    beneath.delete(directory, partial_name(export_id), place)
+                    beneath.delete(directory, removing_name(export_id), place)
             except OSError as error:
                 raise _removal_error(self._place(instance, export_id), error) from error
         self._drop_if_empty(instance)
@@ -213,7 +207,7 @@ class DirectoryStore(ExportStore):
     def _check_instance(self, root: int, instance: str, *, for_writing: bool) -> Iterator[str]:
         place = self._place(instance)
         try:
-            directory = _find_below(root, instance, place)
+            directory = beneath.find_below(root, instance, place)
         except StorageError as error:
             yield str(error)
             return
@@ -232,7 +226,7 @@ class DirectoryStore(ExportStore):
 
     @contextmanager
     def _root(self) -> Iterator[int]:
-        root = _open_root(self._path)
+        root = beneath.open_root(self._path)
         try:
             yield root
         finally:
@@ -243,7 +237,7 @@ class DirectoryStore(ExportStore):
         """A descriptor of the instance's directory, or None when it has none here."""
         _check_instance_name(instance)
         with self._root() as root:
-            directory = _find_below(root, instance, self._place(instance))
+            directory = beneath.find_below(root, instance, self._place(instance))
         try:
             yield directory
         finally:
@@ -275,14 +269,14 @@ class DirectoryReader(ExportReader):
 
     def names(self) -> Sequence[str]:
         with self._directory() as directory:
-            return sorted(_names(directory, self._location))
+            return sorted(beneath.names(directory, self._location))
 
     def open(self, name: str, /) -> RawReader:
         place = os.path.join(self._location, name)
-        if not _is_single(name):
+        if not beneath.is_single(name):
             raise StorageError(f"{printable(place)}: {printable(name)} is not the name of a file in an export", path=place)
         with self._directory() as directory:
-            descriptor, size = _open_regular(directory, name, place)
+            descriptor, size = beneath.open_regular(directory, name, place)
         if self._from_medium:
             try:
                 native.drop_cache(descriptor)
@@ -429,14 +423,14 @@ class DirectoryWriter(ExportWriter):
         self._open = True
         self._visible = self._aborting = False
         try:
-            if _exists(directory, export_id):
+            if beneath.exists(directory, export_id):
                 raise StorageError(f"{self.location}: exists already", path=self.location)
             os.mkdir(partial_name(export_id), 0o700, dir_fd=directory)
         except FileExistsError as error:
             raise StorageError(f"{self._partial_place}: exists already: remove what an earlier run left", path=place) from error
         except OSError as error:
             raise storage_error("create", self._partial_place, error) from error
-        self._partial = _open_below(directory, partial_name(export_id), self._partial_place)
+        self._partial = beneath.open_below(directory, partial_name(export_id), self._partial_place)
         try:
             os.fchmod(self._partial, 0o700)  # whatever the umask
             os.fsync(directory)
@@ -450,12 +444,12 @@ class DirectoryWriter(ExportWriter):
 
     def create(self, name: str, /) -> DirectoryFile:
         path = os.path.join(self._partial_place, name)
-        if not _is_single(name) or name in (MANIFEST, _MANIFEST_BEING_WRITTEN):
+        if not beneath.is_single(name) or name in (MANIFEST, _MANIFEST_BEING_WRITTEN):
             raise StorageError(f"{printable(path)}: {printable(name)} cannot be the name of an export's file", path=path)
         with self._lock:
             self._check_open()
             try:
-                file = DirectoryFile(name, _create_file(self._partial, name), path)
+                file = DirectoryFile(name, beneath.create_file(self._partial, name), path)
             except OSError as error:
                 raise storage_error("create", path, error) from error
             self._files[name] = file
@@ -480,7 +474,7 @@ class DirectoryWriter(ExportWriter):
                 self._write_manifest(manifest)
                 os.fsync(self._partial)
                 self._check_not_aborting()
-                _rename_new(self._directory, partial_name(self._export_id), self._export_id)
+                beneath.rename_new(self._directory, partial_name(self._export_id), self._export_id)
                 self._visible = True
                 os.fsync(self._directory)
                 self._check_not_aborting()
@@ -502,7 +496,7 @@ class DirectoryWriter(ExportWriter):
             try:
                 if self._visible:
                     _retire(self._directory, self._export_id, self._export_id, self._place)
-                _delete(self._directory, partial_name(self._export_id), self._place)
+                beneath.delete(self._directory, partial_name(self._export_id), self._place)
                 os.fsync(self._directory)
             except OSError as error:
                 raise _removal_error(self._partial_place, error) from error
@@ -513,7 +507,7 @@ class DirectoryWriter(ExportWriter):
     def _write_manifest(self, manifest: bytes) -> None:
         file = DirectoryFile(
             _MANIFEST_BEING_WRITTEN,
-            _create_file(self._partial, _MANIFEST_BEING_WRITTEN),
+            beneath.create_file(self._partial, _MANIFEST_BEING_WRITTEN),
             os.path.join(self._partial_place, MANIFEST),
         )
         try:
@@ -521,14 +515,14 @@ class DirectoryWriter(ExportWriter):
             file.finish()
         finally:
             file.close()
-        _rename_new(self._partial, _MANIFEST_BEING_WRITTEN, MANIFEST)
+        beneath.rename_new(self._partial, _MANIFEST_BEING_WRITTEN, MANIFEST)
 
     def _hide(self, failure: OSError) -> None:
         """Undo a rename whose durability is unknown: what is reported as failed must not be listed."""
         if not self._visible:
             return
         try:
-            _rename_new(self._directory, self._export_id, partial_name(self._export_id))
+            beneath.rename_new(self._directory, self._export_id, partial_name(self._export_id))
             self._visible = False
         except OSError as error:
             failure.add_note(f"and it could not be hidden again: {error}")
@@ -547,12 +541,7 @@ class DirectoryWriter(ExportWriter):
         os.close(self._directory)
 
 
-# --- entries of a directory ---------------------------------------------------------------------------------------------
-
-
-def _is_single(name: str) -> bool:
-    """True for one path component that stays where it is."""
-    return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name
+# --- exports in a directory ---------------------------------------------------------------------------------------------
 
 
 def _check_export_id(export_id: str) -> None:
@@ -566,72 +555,6 @@ def _check_instance_name(instance: str) -> None:
         raise StorageError(problem, path=printable(instance))
 
 
-def _names(directory: int, place: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError as error:
-        raise storage_error("list", place, error) from error
-
-
-def _mode(directory: int, name: str) -> int | None:
-    """The mode of an entry, of a link's own; None when it is not there."""
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return None
-
-
-def _exists(directory: int, name: str) -> bool:
-    return _mode(directory, name) is not None
-
-
-def _is_directory(directory: int, name: str) -> bool:
-    mode = _mode(directory, name)
-    return mode is not None and stat.S_ISDIR(mode)
-
-
-def _open_root(path: str) -> int:
-    """Open a directory that the operator named."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except NotADirectoryError as error:
-        raise StorageError(f"{path}: is not a directory", path=path) from error
-    except FileNotFoundError as error:
-        raise StorageError(f"{path}: does not exist", path=path) from error
-    except OSError as error:
-        raise storage_error("open", path, error) from error
-
-
-def _open_regular(directory: int, name: str, place: str) -> tuple[int, int]:
-    """Open a regular file for reading and return its descriptor and size; nothing else is even opened."""
-    try:
-        mode = _mode(directory, name)
-        if mode is None:
-            raise StorageError(f"{place}: is missing", path=place)
-        if not stat.S_ISREG(mode):  # opening a FIFO waits, opening a device may do something
-            raise StorageError(f"{place}: is not a regular file", path=place)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=directory)
-    except OSError as error:
-        raise storage_error("open", place, error) from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise StorageError(f"{place}: is not a regular file", path=place)
-    return descriptor, status.st_size
-
-
-def _create_file(directory: int, name: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
-    try:
-        os.fchmod(descriptor, 0o600)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def _after(parts: list[memoryview], written: int) -> list[memoryview]:
     """What is left of `parts` once their first `written` bytes are done."""
     for index, part in enumerate(parts):
@@ -641,96 +564,19 @@ def _after(parts: list[memoryview], written: int) -> list[memoryview]:
     return []
 
 
-def _open_below(directory: int, name: str, place: str) -> int:
-    """Open a directory beneath another one, refusing links."""
-    descriptor = _find_below(directory, name, place)
-    if descriptor is None:
-        raise StorageError(f"{place}: does not exist", path=place)
-    return descriptor
-
-
-def _find_below(directory: int, name: str, place: str) -> int | None:
-    """As `_open_below`, but None when it is not there."""
-    try:
-        return os.open(name, _DIRECTORY, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:  # what O_DIRECTORY with O_NOFOLLOW says of a link, too
-        raise StorageError(f"{place}: is not a directory (a link is not followed): move it elsewhere", path=place) from error
-    except OSError as error:
-        raise storage_error("open", place, error) from error
-
-
-def _make_directory(root: int, name: str, place: str) -> int:
-    """Open the directory `name` below `root`, making it durably if it is not there."""
-    while True:
-        try:
-            os.mkdir(name, 0o700, dir_fd=root)
-            made = True
-        except FileExistsError:
-            made = False
-        directory = _find_below(root, name, place)
-        if directory is None:
-            continue  # a removal has just taken the empty directory away
-        if made:
-            os.fchmod(directory, 0o700)
-            os.fsync(root)
-        return directory
-
-
-@cache
-def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
-    """The C library's renameat2, or None in one that has none (glibc before 2.28, older musl)."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]  # ctypes functions have no signature to check
-
-
-def _rename_new(directory: int, old: str, new: str) -> None:
-    """Rename an entry; `FileExistsError` when the new name is taken, also by an empty directory."""
-    function = _renameat2()
-    if function is not None:
-        if function(directory, os.fsencode(old), directory, os.fsencode(new), _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS):  # filesystems (NFS, some FUSE) and kernels without the flag
-            raise OSError(number, os.strerror(number), new)
-    if _exists(directory, new):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
-    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
-
-
 def _retire(directory: int, name: str, export_id: str, place: str) -> None:
     """Make the export `name` invisible by one durable rename, then delete it. Nothing there, nothing done."""
     removing = removing_name(export_id)
-    _delete(directory, removing, place)  # what an interrupted removal left would be in the way
-    mode = _mode(directory, name)
+    beneath.delete(directory, removing, place)  # what an interrupted removal left would be in the way
+    mode = beneath.mode_of(directory, name)
     if mode is None:
         return
     if not stat.S_ISDIR(mode):
         where = os.path.join(place, name)
         raise StorageError(f"{where}: is not a directory (a link is not followed): not removed", path=where)
-    _rename_new(directory, name, removing)
+    beneath.rename_new(directory, name, removing)
     os.fsync(directory)
-    _delete(directory, removing, place)
-
-
-def _delete(directory: int, name: str, place: str) -> None:
-    """Delete a directory tree by descriptors, following no link. Nothing there, nothing done."""
-    mode = _mode(directory, name)
-    if mode is None:
-        return
-    where = os.path.join(place, name)
-    if not stat.S_ISDIR(mode):
-        raise StorageError(f"{where}: is not a directory (a link is not followed): not removed", path=where)
-    try:
-        shutil.rmtree(name, dir_fd=directory)
-    except RecursionError as error:
-        raise StorageError(f"{where}: holds directories nested too deep: remove it by hand", path=where) from error
-    os.fsync(directory)
+    beneath.delete(directory, removing, place)
 
 
 def _removal_error(place: str, error: OSError) -> StorageError:
@@ -760,12 +606,12 @@ def _directory_problems(directory: int, place: str, *, for_writing: bool) -> Ite
 
 def _foreign_entries(directory: int, place: str) -> Iterator[str]:
     """Names that neither diskhaul nor Ganeti puts into an instance's directory."""
-    names = sorted(_names(directory, place))
+    names = sorted(beneath.names(directory, place))
     ganeti = _ganeti_names(directory, place) if _GANETI_CONFIG in names else frozenset[str]()
     for name in names:
         ours = is_export_id(name) or parse_partial(name) or parse_removing(name)
         if ours:
-            if not _is_directory(directory, name):
+            if not beneath.is_directory(directory, name):
                 yield name
         elif name not in ganeti:
             yield name
@@ -776,7 +622,7 @@ def _ganeti_names(directory: int, place: str) -> frozenset[str]:
     import configparser
 
     try:
-        descriptor, size = _open_regular(directory, _GANETI_CONFIG, os.path.join(place, _GANETI_CONFIG))
+        descriptor, size = beneath.open_regular(directory, _GANETI_CONFIG, os.path.join(place, _GANETI_CONFIG))
         with os.fdopen(descriptor, "rb") as file:
             text = file.read(_GANETI_CONFIG_LIMIT + 1) if size <= _GANETI_CONFIG_LIMIT else b""
         parser = configparser.RawConfigParser()
@@ -786,54 +632,5 @@ def _ganeti_names(directory: int, place: str) -> frozenset[str]:
     if not parser.has_section("export") or not parser.has_section("instance"):
         return frozenset()
     dumps = {value for key, value in parser.items("instance") if key.startswith("disk") and key.endswith("_dump")}
-    regular = {name for name in dumps if _is_single(name) and stat.S_ISREG(_mode(directory, name) or 0)}
+    regular = {name for name in dumps if beneath.is_single(name) and stat.S_ISREG(beneath.mode_of(directory, name) or 0)}
     return frozenset(regular | {_GANETI_CONFIG})
-
-
-# --- the store's identity -----------------------------------------------------------------------------------------------
-
-
-def _read_identity(root: int, place: str) -> str:
-    """The uuid that the store keeps, or "" when it has none yet."""
-    where = os.path.join(place, _IDENTITY)
-    if not _exists(root, _IDENTITY):
-        return ""
-    descriptor, _ = _open_regular(root, _IDENTITY, where)
-    try:
-        text = os.read(descriptor, _IDENTITY_LIMIT).decode("ascii", "replace").strip()
-        return str(uuid.UUID(text))
-    except OSError as error:
-        raise storage_error("read", where, error) from error
-    except ValueError as error:
-        raise StorageError(
-            f"{where}: does not hold the store's identity (a uuid): remove it, and a new one will be made", path=where
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _keep_identity(root: int, place: str) -> None:
-    """Give the store an identity unless it has one. Of several that try at once, one wins, and all see the same."""
-    if not _read_identity(root, place):
-        identity = str(uuid.uuid4())
-        temporary = f"{_IDENTITY}.{identity}.tmp"
-        descriptor = _create_file(root, temporary)
-        try:
-            os.write(descriptor, f"{identity}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
-            # Without replacing: that would take away the identity which another process has just given the store.
-            _rename_new(root, temporary, _IDENTITY)
-        except (FileExistsError, FileNotFoundError):
-            pass  # another one was first, and may have tidied up as below
-        os.fsync(root)
-        if not _read_identity(root, place):
-            raise StorageError(f"{place}: its identity vanished while it was made", path=place)
-    for name in _names(root, place):
-        if name.startswith(f"{_IDENTITY}.") and name.endswith(".tmp"):
-            try:
-                os.unlink(name, dir_fd=root)  # of a run that was killed, or of one that lost: the store has its identity
-            except FileNotFoundError:
-                pass
