@@ -338,14 +338,16 @@ def test_an_instance_is_not_removed_once_the_lock_is_lost(small: SmallCluster) -
 
 def test_a_plugin_that_ends_the_process_after_publishing_does_not_take_the_export_with_it(small: SmallCluster) -> None:
     class Leaving:
-        removes_exports = True
+        @property
+        def removes_exports(self) -> bool:
+            raise SystemExit(0)
 
         @diskhaul.hookimpl
         def diskhaul_cleanups(self) -> Iterator[diskhaul.CleanupSpec]:
             yield diskhaul.CleanupSpec(name="leaving", create=lambda context: self)
 
         def superseded(self, new: object, existing: object, /) -> object:
-            raise SystemExit(0)
+            return ()
 
     result = small.export(config=small.cluster(backends={"cleanup": "leaving"}), plugins=[Leaving()])
     assert result.exit_code == 4

@@ -214,10 +214,10 @@ def test_recovering_again_changes_nothing(small: SmallCluster) -> None:
 
 
 def test_a_plan_makes_no_journal_and_no_state_directory(small: SmallCluster) -> None:
+    small.runtime = ScriptedRuntime()
     plan = diskhaul.plan(INSTANCE, node="beta", config=small.cluster(), plugins=small.plugins)
-    assert plan.running
+    assert not plan.running
     assert not small.state_dir.exists()
     left(small, "guest", {"instance": INSTANCE, "timeout_s": 1.0, "since": time.time(), "stopped": True})
-    small.runtime.running.clear()
     again = diskhaul.plan(INSTANCE, node="beta", config=small.cluster(), plugins=small.plugins)
     assert again.running, "a guest that a dead run left down counts as running"
