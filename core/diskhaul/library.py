@@ -79,6 +79,9 @@ def plan(
 ) -> Plan:
     """Say what `export` would do: steps, sizes, downtime, what it would supersede. Takes no locks and runs no hook scripts.
 
+    Args:
+        instance, node, config, options, plugins, on_event, cancel: as in `export`.
+
     Raises:
         RefusedError: the export would be refused; `problems` lists every reason.
     """
@@ -134,6 +137,9 @@ def list_exports(
     Manifests and file sizes are checked, contents are not: that is what `verify` is for. Takes no locks: what is listed may be
     gone a moment later.
 
+    Args:
+        node: ask this node only.
+
     Returns:
         The exports, and the nodes that did not answer; an unreachable node is not raised.
 
@@ -147,7 +153,11 @@ def list_exports(
 
 
 def show(export: str, *, config: Config | None = None, node: str | None = None, plugins: Sequence[object] = ()) -> ExportDetails:
-    """Say everything about one export: ``INSTANCE`` (its newest valid one), ``INSTANCE@ID`` or a directory (without `config`).
+    """Say everything about one export.
+
+    Args:
+        export: ``INSTANCE`` (its newest valid export), ``INSTANCE@ID``, or an export's directory (which needs no `config`).
+        node: look on this node only.
 
     Raises:
         UnknownNameError: there is none.

@@ -7,9 +7,11 @@ import importlib
 import os
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -333,6 +335,32 @@ def test_every_conformance_suite_and_everything_for_tests_is_named() -> None:
     used = "".join(block.content for page in (DOCS / "plugins").glob("*.md") for block in _blocks(page))
     assert all(f"({suite})" in used for suite in suites)
     assert set(diskhaul.testing.__all__) - {"Call"} <= index
+
+
+def test_the_public_modules_are_those_that_the_built_in_plugins_may_import() -> None:
+    rows = _rows(_section(DOCS / "plugins/index.md", "What is public"))
+    described = [name for row in rows for name in re.findall(r"`(diskhaul[\w.]*)`", row[0])]
+    assert len(described) == len(set(described))
+    allowed = runpy.run_path(str(ROOT / "tests/core/test_layers.py"))["PUBLIC"]
+    assert set(described) - {"diskhaul", "diskhaul.testing"} == allowed
+
+
+def test_every_result_is_described_and_says_whether_it_has_an_exit_code() -> None:
+    rows = {row[0].strip("`"): row for row in _rows(_section(DOCS / "library.md", "Results")) if row[0].startswith("`")}
+    returned = {typing.get_type_hints(getattr(library, name))["return"] for name in library.__all__ if name != "plugins_report"}
+    assert set(rows) == {kind.__name__ for kind in returned}
+    for kind in returned:
+        name, code, described = rows[kind.__name__]
+        assert bool(code) == hasattr(kind, "exit_code"), name
+        assert re.findall(r"`(\w+)`", described)
+        own = {field.name for field in fields(kind)}
+        assert {"incomplete", "unreachable", "skipped", "findings"} & own <= _coded(described), name
+
+
+def test_unattended_use_says_what_each_exit_code_asks_for() -> None:
+    rows = _rows(_section(DOCS / "unattended.md", "What the exit code asks for"))
+    codes = [int(code) for row in rows[1:] for code in row[0].split(", ")]
+    assert sorted(codes) == sorted(int(code) for code in re.findall(r"^ +(\d+)  ", EPILOG, re.MULTILINE))
 
 
 def _described_options(heading: str) -> dict[str, str]:
