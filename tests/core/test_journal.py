@@ -178,8 +178,8 @@ def test_a_note_can_be_amended_and_found_until_it_is_struck(tmp_path: Path) -> N
 
 def test_a_run_is_begun_with_its_first_note_or_not_at_all(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "state")
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        journal.begin_with("run-1", "removal", WEB, "removing", {"node": object()})
+    with pytest.raises(sqlite3.IntegrityError, match="NOT NULL"):
+        journal.begin_with("run-1", "removal", WEB, None, {"node": "beta"})  # type: ignore[arg-type]  # so that the note fails
     assert journal.unfinished() == [], "without its note it would be taken for a run with nothing to be done"
     note = journal.begin_with("run-1", "removal", WEB, "removing", {"node": "beta"})
     (run,) = journal.unfinished()
