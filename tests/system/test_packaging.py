@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from diskhaul.version import __version__
+
 PROJECT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_PRELOAD")}
 
@@ -61,6 +63,11 @@ def test_the_wheel_has_the_three_packages_the_compiled_core_and_nothing_else(whe
     for top in tops:
         assert f"{top}/py.typed" in names
     assert "diskhaul_native/_core.pyi" in names
+
+
+def test_the_distribution_has_the_version_that_the_program_says(sdist: Path, wheel: Path) -> None:
+    assert sdist.name == f"diskhaul-{__version__}.tar.gz"
+    assert wheel.name.startswith(f"diskhaul-{__version__}-")
 
 
 def test_every_module_of_the_sources_is_in_the_wheel(wheel: Path) -> None:
