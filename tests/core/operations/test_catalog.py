@@ -24,6 +24,7 @@ class HangingNode:
     def __init__(self, node: str) -> None:
         self._node = node
         self.release = threading.Event()
+        self.waited_for = False
 
     @diskhaul.hookimpl
     def diskhaul_transfers(self) -> Iterator[diskhaul.TransferSpec]:
@@ -34,7 +35,7 @@ class HangingNode:
         class Transfer(DirectoryTransfer):
             def store(self, node: diskhaul.Node, /) -> Any:
                 if node.name == hanging._node:
-                    hanging.release.wait(END_S)
+                    hanging.waited_for = not hanging.release.wait(END_S) or hanging.waited_for
                 return super().store(node)
 
         yield diskhaul.TransferSpec(name="hanging", create=Transfer)
@@ -48,6 +49,7 @@ def hanging(calls_end: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> I
     yield made
     made.release.set()
     calls_end()
+    assert not made.waited_for, "somebody had the patience to wait until it gave up"
 
 
 def test_a_node_that_hangs_counts_as_unreachable_and_the_others_are_listed(small: SmallCluster, hanging: HangingNode) -> None:
