@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from .errors import GuestError, StorageError
@@ -131,6 +132,13 @@ class Storage(Protocol):
             StorageError: it exists and `overwrite` is false, is too small, is in use, or cannot be written.
         """
         raise StorageError("this storage cannot be written: choose --to-dir or --disk", path=disk.label)
+
+    def check_target(self, disk: Disk, size: int, /, *, overwrite: bool) -> Iterable[str]:
+        """Reasons why `create` would fail with these arguments, one line each. Must not change anything.
+
+        A storage that has it lets an import be refused before anything is written; otherwise `create` fails half-way.
+        """
+        return ()
 
     def location(self, disk: Disk, /) -> str:
         """A stable name for where the disk's bytes are, to recognise that two disks are one. "" when there is none."""
@@ -553,6 +561,11 @@ class BackendContext:
 
     cluster: Cluster
     options: Options = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path | None:
+        """The configuration file's directory, from which relative paths are taken; None for a cluster built in code."""
+        return self.cluster.source.parent if self.cluster.source is not None else None
 
 
 def _assume_it_works() -> Capability:

@@ -85,6 +85,8 @@ class StageReporter(Reporter):
                 pass  # over in a moment; a wait for a lock is told by itself, and so is a failure
             case StageStarted(stage=stage, detail=detail):
                 self.line(f"{stage}: {detail}" if detail else stage)
+            case StageFinished(stage="locks" | "prerequisites"):
+                pass  # what was found is told as the answer
             case StageFinished(stage=stage, ok=False, seconds=seconds):
                 self.line(f"{stage}: failed after {duration(seconds)}")
             case LockWaiting(lock=lock, holder=holder):

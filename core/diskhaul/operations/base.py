@@ -7,8 +7,6 @@ the locks' release. Only `execute` may touch an instance.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -68,7 +66,7 @@ class RunContext:
         return Journal(self.cluster.state_dir)
 
     def owner(self, doing: str) -> str:
-        return f"{doing} (run {self.run_id[:8]}, process {os.getpid()} on {socket.gethostname()})"
+        return f"{doing} (run {self.run_id[:8]})"
 
 
 class LockSet:

@@ -46,13 +46,11 @@ class ExportOperation(Operation[ExportResult]):
     def __init__(self, context: RunContext, instance: str, node: str, options: ExportOptions) -> None:
         super().__init__(context)
         self.options = options
-        self.timeouts = Timeouts(lock_s=options.lock_timeout_s, hook_s=options.hook_timeout_s)
-        self.dry_run = options.dry_run
         self._asked_instance, self._asked_node = instance, node
         self.snapshot_backends: dict[int, tuple[str, Snapshots]] = {}
         self.snapshot_reasons: tuple[str, ...] = ()
         self.zero_fills: dict[int, tuple[str, ZeroFill]] = {}
-        self.running = False
+        self.running = self.owed_start = False
         self.instance: Instance
         self.source: Node
         self.target: Node
@@ -65,6 +63,10 @@ class ExportOperation(Operation[ExportResult]):
     # --- before anything is touched ---------------------------------------------------------------------------------
 
     def check_arguments(self) -> None:
+        if not isinstance(self.options, ExportOptions):
+            raise RefusedError(f"options must be an ExportOptions, not {type(self.options).__name__}")
+        self.timeouts = Timeouts(lock_s=self.options.lock_timeout_s, hook_s=self.options.hook_timeout_s)
+        self.dry_run = self.options.dry_run
         problems = [
             problem
             for problem in (name_problem("instance", self._asked_instance), name_problem("node", self._asked_node))
@@ -156,7 +158,9 @@ class ExportOperation(Operation[ExportResult]):
             if problems:
                 return problems
             # A dead run may have left the guest stopped; it will be started again before anything else happens.
-            self.running = guest_runs(self.runtime, instance) or owes_start(self.context, instance.name)
+            runs = guest_runs(self.runtime, instance)
+            self.owed_start = not runs and owes_start(self.context, instance.name)
+            self.running = runs or self.owed_start
         except RefusedError as error:
             return list(error.problems)
         except DiskhaulError as error:
@@ -330,6 +334,8 @@ class ExportOperation(Operation[ExportResult]):
         name, options = self.instance.name, self.options
         backends = ", ".join(sorted({backend for backend, _ in self.snapshot_backends.values()}))
         steps = []
+        if self.owed_start:
+            steps.append(f"start {name}, which a run that is gone had stopped")
         if self.running and options.shutdown:
             steps.append(f"stop {name}")
         writing = sorted({fill for fill, backend in self.zero_fills.values() if backend.writes})

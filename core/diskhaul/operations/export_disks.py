@@ -260,9 +260,9 @@ class ExportDisks:
         """
         if not self._keeper.owes_start or self._options.remove_instance:
             return
+        self._state.done(self._starting)  # tried as often as it makes sense right here
         with self._state.part_named("start"), self._feedback.stage("start", self._instance.name):
             self._keeper.bring_back()
-        self._state.done(self._starting)
         self._feedback.timings["shutdown"] = self._keeper.down_s
 
     def give_back(self) -> None:

@@ -162,10 +162,13 @@ class GuestKeeper:
 
     def _watch(self, seconds: float) -> None:
         """Start the guest again should it go down within `seconds`, as one does whose shutdown took longer than its timeout."""
+        if seconds <= 0:
+            return
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            time.sleep(min(_WATCH_PAUSE_S, max(0.0, until - time.monotonic())))
-            self._retried("start it", self._start)
+        with self._feedback.stage("watch", f"{self._instance.name} for {seconds:.0f} s, since its stop may still come"):
+            while time.monotonic() < until:
+                time.sleep(min(_WATCH_PAUSE_S, max(0.0, until - time.monotonic())))
+                self._retried("start it", self._start)
 
     def _start(self) -> None:
         """Start the guest unless it runs."""

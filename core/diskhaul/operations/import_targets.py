@@ -10,6 +10,8 @@ from pathlib import Path
 from ..api import DiskWriter, Storage
 from ..errors import DiskhaulError, StorageError
 from ..model import Disk
+from ..pipeline.workers import as_diskhaul_error
+from .plugin_answers import problems_from
 
 INCOMPLETE = ".incomplete"
 """What a file that is being restored is called, after its name, until it is whole."""
@@ -46,7 +48,7 @@ class ImportTarget:
             return self._file_problems(force=force, new_directory=new_directory)
         if self.disk.storage == "block":
             return self._opening_problems(self.disk, force=force)
-        return []  # a plugin's storage may make what it opens: it is asked when everything else has been checked
+        return problems_from(self.disk.label, lambda: self.storage.check_target(self.disk, self.size, overwrite=force))
 
     def _file_problems(self, *, force: bool, new_directory: Path | None) -> list[str]:
         path = self.disk.path
@@ -94,7 +96,10 @@ class ImportTarget:
         """
         if self.is_file:
             return FileTarget(self, self.storage.create(self._beside, self.size, overwrite=force), overwrite=force)
-        return InPlaceTarget(self.storage.create(self.disk, self.size, overwrite=force), label)
+        try:
+            return InPlaceTarget(self.storage.create(self.disk, self.size, overwrite=force), label)
+        except Exception as error:  # a plugin may raise anything, and need not know which disk of the instance it is
+            raise as_diskhaul_error(error, self.disk.label) from error
 
 
 class OpenTarget:

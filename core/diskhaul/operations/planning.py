@@ -15,8 +15,8 @@ from ..model import Disk
 from ..mounts import mount_of
 from ..pipeline.source import Source
 
-SAMPLES = 32
-SAMPLE_BYTES = 128 * 1024
+SAMPLES = 16
+SAMPLE_BYTES = 512 * 1024  # zstandard treats inputs up to 256 KiB differently from the chunks that are sent
 _MARGIN = 1.1  # samples are not the disk
 _TABLE_BYTES = 60  # a chunk's entries in the chunk table and the seek table
 

@@ -327,13 +327,19 @@ class ImportOperation(CatalogOperation[ImportResult]):
             for place in self._places(disk)
         }
         export = os.path.realpath(self._reader.location)
+        stores = {os.path.realpath(node.export_dir): node.name for node in self.host.inventory().nodes().values()}
         seen: set[str] = set()
         for target in self._targets:
             places = self._places(target.disk)
             if owner := next((owners[place] for place in sorted(places) if place in owners), None):
                 problems.append(f"{target.place} belongs to {owner}: choose another path")
-            if any(place.startswith("/") and os.path.commonpath((place, export)) == export for place in places):
+            files = [place for place in places if place.startswith("/")]
+            if any(os.path.commonpath((place, export)) == export for place in files):
                 problems.append(f"{target.place} lies in the export itself: choose another path")
+            elif inside := next(
+                (name for store, name in stores.items() for p in files if os.path.commonpath((p, store)) == store), ""
+            ):
+                problems.append(f"{target.place} lies in the export directory of node {inside}: choose another path")
             if not places.isdisjoint(seen):
                 problems.append(f"{target.place} is given for two disks")
             seen |= places
@@ -369,7 +375,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
     # --- the work ---------------------------------------------------------------------------------------------------
 
     def dry_run_result(self) -> ImportResult:
-        return self._result((), dry_run=True)
+        planned = tuple(DiskResult(index=target.disk.index, label=target.place, size=target.size) for target in self._targets)
+        return self._result(planned, dry_run=True)
 
     def execute(self, feedback: Feedback) -> ImportResult:
         if self._to_dir is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..api import ExportReader, ExportStore, LockMode
 from ..errors import DiskhaulError, LockTimeoutError, RefusedError, UnknownNameError, VerificationError
 from ..feedback import Feedback
 from ..formats.corruption import CorruptError
+from ..formats.export_id import is_export_id
 from ..formats.ganeti import CONFIG_NAME as GANETI_CONFIG
 from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ..pipeline.meter import Meter
@@ -94,6 +96,8 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
         names = reader.names()
         if MANIFEST_NAME not in names and GANETI_CONFIG in names:
             raise RefusedError(f"{path}: an export that Ganeti made holds no digests: there is nothing to verify it against")
+        if MANIFEST_NAME not in names and not is_export_id(os.path.basename(reader.location)):
+            raise RefusedError(f"{path}: is no export: it has no {MANIFEST_NAME}")
         findings, count = verify_export(self, reader, None, self._threads)
         checked: tuple[ExportRecord, ...] = ()
         try:

@@ -262,6 +262,11 @@ class PipelineStalledError(OperationFailedError):
 
 def as_diskhaul_error(error: BaseException, label: str) -> DiskhaulError:
     """`error` itself if it is ours, else a `StorageError` that says what a plugin or the system did to `label`."""
+    if isinstance(error, StorageError) and error.path == label and label not in str(error):
+        # A plugin's error names its disk in `path`, and the message is what people see.
+        named = StorageError(f"{label}: {error}", path=label, offset=error.offset)
+        named.__cause__ = error
+        return named
     if isinstance(error, DiskhaulError):
         return error
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
