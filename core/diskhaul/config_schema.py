@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from .names import suggestion
+from .names import escape, suggestion
 from .options import COMPRESSORS
 from .sizes import MAX_SIZE, parse_size
 
@@ -208,6 +208,9 @@ def _plain(details: ErrorDetails) -> str:
     if kind == "missing":
         return f"is missing; add {_EXAMPLES.get(str(location[-1]), 'it')}"
     if kind == "extra_forbidden":
+        if isinstance(given, dict) and len(location) == 3 and location[0] in ("instances", "nodes"):
+            name = f'[{location[0]}."{location[1]}.{location[2]}..."]'
+            return f"is a table of its own; a name with dots needs quotes: {escape(name)}"
         return _unknown_key(location)
     if kind in _EXPECTED:
         return f"must be {_EXPECTED[kind]}, not {_kind(given)}"

@@ -444,7 +444,7 @@ def _configuration(size_mib: int, *, reflinks: bool) -> str:
     else:
         long_sleep = """\
 # The filesystem of this directory has no reflinks (XFS and btrfs do), so disks cannot be snapshotted. With long_sleep the guest
-# stays down while its disks are sent; without it the export would start the guest again and fail.
+# stays down while its disks are sent; without it the export would be refused, and the guest not touched.
 long_sleep = true
 """
     return _CONFIGURATION.replace("@LONG_SLEEP@", long_sleep).replace("@SIZE@", str(size_mib))

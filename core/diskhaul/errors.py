@@ -10,7 +10,7 @@
     │       ├── UnknownBackendError     2   a backend name nobody provides
     │       ├── InvalidHookResultError  2   a hook answered with the wrong thing
     │       └── IncompatiblePluginError 2   built for another plugin API
-    ├── OperationFailedError            3   failed; the guest's state is restored, earlier exports are intact
+    ├── OperationFailedError            3   failed; earlier exports are intact, the guest is as before unless it says IS DOWN
     │   ├── GuestError                  3   a guest could not be stopped, started, frozen or removed
     │   ├── SnapshotError               3   a snapshot could not be made, is missing or is not what it claims
     │   ├── StorageError                3   a disk or a stored file could not be read or written
@@ -20,7 +20,7 @@
     │   ├── LockTimeoutError            5   a lock could not be had before its deadline
     │   └── LockLostError               3   a lease was lost in the middle of a run
     ├── VerificationError               6   stored bytes are not what the manifest says
-    └── InterruptedRunError           130   cancelled; the guest's state is restored as for 3
+    └── InterruptedRunError           130   cancelled; as for 3
 
 The number is the exit code of the command line. A failure during clean-up is added to the first error as a note
 (`BaseException.add_note`) and in `DiskhaulError.also`; it never replaces it.

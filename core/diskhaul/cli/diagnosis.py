@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from ..api import Capability
 from ..config import find_configuration, load_cluster
 from ..errors import ConfigurationError, DiskhaulError, PluginError, RefusedError
 from ..host import PluginHost, RegisteredBackend
-from ..model import Cluster
+from ..model import Cluster, Instance
 from ..names import suggestion
+from ..operations.plugin_answers import problems_from
+from ..operations.recover import unfinished_lines
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _PROGRAMS = {
@@ -162,6 +165,7 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
         # Operations make the state directory when they need it, so that there is none yet is no problem.
         if cluster.state_dir.exists():
             yield from host.locks().check()
+            yield from unfinished_lines(cluster)
         transfer = host.transfer()
         for node in cluster.nodes:
             if not node.offline:
@@ -172,6 +176,20 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
                     yield text if node.name in text else f"node {node.name}: {text}"
     except RefusedError as error:
         yield from error.problems
+    for instance in cluster.instances:
+        yield from _instance_problems(instance, host)
+
+
+def _instance_problems(instance: Instance, host: PluginHost) -> Iterator[str]:
+    """What an export of `instance` would be refused for, as far as its runtime and its disks know."""
+    try:
+        yield from problems_from(f"instance {instance.name}", lambda: host.runtime(instance.runtime).check(instance))
+        for disk in instance.disks:
+            storage = host.storage(disk.storage)
+            for problem in problems_from(disk.label, partial(storage.check, disk)):
+                yield f"instance {instance.name}: {problem}"
+    except PluginError:
+        return  # a backend that is not there has been told
 
 
 def _used(cluster: Cluster) -> Iterator[tuple[str, str, str]]:

@@ -41,7 +41,8 @@ Exit codes:
     0  done
     1  unexpected error
     2  refused: nothing was touched
-    3  failed: the guest's state is restored, earlier exports are intact
+    3  failed: earlier exports are intact, and the guest is as before unless
+         the error says IS DOWN
     4  done, but a clean-up or a removal is incomplete, or a node did not answer
     5  a lock could not be had
     6  verification failed

@@ -14,7 +14,7 @@ from ..formats.codec import parse_compress
 from ..model import Disk, Instance, Node
 from ..names import expand_name, name_problem
 from ..option_checks import option_problems
-from ..options import ExportOptions
+from ..options import COMPRESSORS, ExportOptions
 from ..pipeline.source import Source
 from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
@@ -75,7 +75,7 @@ class ExportOperation(Operation[ExportResult]):
         problems += option_problems(self.options)
         allowed = self.cluster.compression
         compressor = self.options.compress.partition(":")[0]
-        if compressor in ("none", "zstd", "gzip") and compressor not in allowed:
+        if compressor in COMPRESSORS and compressor not in allowed:
             problems.append(f"compress {self.options.compress}: cluster {self.cluster.name} allows {', '.join(allowed)}")
         if problems:
             raise RefusedError(problems)

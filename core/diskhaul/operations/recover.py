@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ..api import ExportStore, LockMode, Snapshot
@@ -11,7 +12,7 @@ from ..errors import LockTimeoutError, OperationFailedError, RefusedError
 from ..events import ExportRemoved
 from ..feedback import Feedback
 from ..journal import Journal, UnfinishedRun
-from ..model import Instance
+from ..model import Cluster, Instance
 from ..names import expand_name, name_problem
 from ..records import RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
@@ -34,6 +35,18 @@ def owes_start(context: RunContext, instance: str) -> bool:
     if not Journal.is_in(context.cluster.state_dir):
         return False
     return any(note.kind == "guest" for run in context.journal.unfinished(instance) for note in run.notes)
+
+
+def unfinished_lines(cluster: Cluster) -> list[str]:
+    """One line for each run in the journal that has not ended: it is at work, or was killed. Changes nothing."""
+    if not Journal.is_in(cluster.state_dir):
+        return []
+    return [
+        f"{run.operation} of {run.instance}, begun {datetime.fromtimestamp(run.started, UTC):%Y-%m-%d %H:%M:%S}Z, has not ended: "
+        f"unless it is still at work, 'diskhaul recover {run.instance}' undoes what it left"
+        for run in Journal(cluster.state_dir).unfinished()
+        if run.notes
+    ]
 
 
 def recover_runs(operation: Operation[Any], instance: str) -> tuple[list[str], list[str]]:
