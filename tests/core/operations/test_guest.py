@@ -290,7 +290,6 @@ def test_a_thaw_is_retried(desk: Callable[[Any], Desk]) -> None:
     runtime = ScriptedRuntime(running={INSTANCE}, can_freeze=True, fail={"thaw": {1, 2, 3}})
     d = desk(runtime)
     d.keeper.freeze()
-    assert d.keeper.owes_thaw
     d.keeper.thaw()
     assert (runtime.frozen, runtime.count("thaw"), d.notes()) == (set(), 4, [])
     d.keeper.thaw()
@@ -306,7 +305,6 @@ def test_a_guest_that_cannot_be_thawed_stays_noted_and_every_attempt_is_told(des
     assert isinstance(caught.value.__cause__, GuestError)
     assert len(caught.value.__cause__.also) == 3
     assert d.notes() == [("frozen", False)]
-    assert d.keeper.owes_thaw
 
 
 def test_after_a_freeze_that_hangs_the_note_stays(desk: Callable[[Any], Desk], hanging: Callable[..., Hanging]) -> None:
@@ -315,7 +313,6 @@ def test_after_a_freeze_that_hangs_the_note_stays(desk: Callable[[Any], Desk], h
     with pytest.raises(GuestHangsError, match="cannot freeze it"):
         d.keeper.freeze()
     d.keeper.thaw(freeze_may_follow=True)
-    assert not d.keeper.owes_thaw
     assert d.notes() == [("frozen", False)]
     runtime.release.set()
     assert runtime.ended.wait(LONG_S)
@@ -330,4 +327,3 @@ def test_a_run_that_lost_its_lock_does_not_thaw_what_another_one_froze(desk: Cal
     d.journal.strike(run.notes[0].note_id)
     d.keeper.thaw()
     assert runtime.count("thaw") == 0
-    assert not d.keeper.owes_thaw
