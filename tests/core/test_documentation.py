@@ -400,7 +400,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 def test_the_exit_codes_are_the_same_everywhere_and_those_of_the_errors() -> None:
     readme = {row[0]: row[1] for row in _rows((ROOT / "README.md").read_text()) if row[0].isdigit()}
     page = {row[0]: row[1] for row in _rows(_section(DOCS / "command-line.md", "Exit codes")) if row[0].isdigit()}
-    help_text = dict(re.findall(r"^ +(\d+)  (.+)$", EPILOG, re.MULTILINE))
+    help_text = dict(re.findall(r"^ +(\d+)  (.+)$", re.sub(r"\n {6,}(?=[a-z])", " ", EPILOG), re.MULTILINE))  # lines continue
     assert readme == page == help_text
     assert {int(code) for code in page} == {0, 4} | {kind.exit_code for kind in _errors().values()}
 

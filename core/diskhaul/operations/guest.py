@@ -241,19 +241,19 @@ class GuestKeeper:
 
     def _retried(self, what: str, attempt: Callable[[], object]) -> None:
         """Call `attempt` until it works, with pauses; raise its first error, with the others as notes, when it never does."""
-        first: DiskhaulError | None = None
+        failures: list[DiskhaulError] = []
         for pause_s in (0.0, *RETRY_PAUSES_S):
             time.sleep(pause_s)
             try:
                 attempt()
                 return
             except DiskhaulError as error:
-                if first is None:
-                    first = error
-                else:
-                    first.add(error, f"trying again to {what}")
+                failures.append(error)
         state = "IS DOWN" if what == "start it" else "MAY BE FROZEN"
-        raise GuestError(
-            f"{self._instance.name} {state}: it was tried {len(RETRY_PAUSES_S) + 1} times to {what}: {first}; "
+        failure = GuestError(
+            f"{self._instance.name} {state}: it was tried {len(failures)} times to {what}: {failures[0]}; "
             "do it by hand, or run 'diskhaul recover'"
-        ) from first
+        )
+        for again in failures[1:]:
+            failure.add(again, f"trying again to {what}")
+        raise failure from failures[0]

@@ -303,7 +303,7 @@ def test_a_guest_that_cannot_be_thawed_stays_noted_and_every_attempt_is_told(des
     with pytest.raises(GuestError, match=r"MAY BE FROZEN: .* by hand, or run 'diskhaul recover'") as caught:
         d.keeper.thaw()
     assert isinstance(caught.value.__cause__, GuestError)
-    assert len(caught.value.__cause__.also) == 3
+    assert len(caught.value.also) == 3
     assert d.notes() == [("frozen", False)]
 
 
