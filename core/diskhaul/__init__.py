@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         ExportOptions as ExportOptions,
         ImportOptions as ImportOptions,
         KeepPolicy as KeepPolicy,
+        PathOptions as PathOptions,
     )
     from .records import (
         DiskResult as DiskResult,
@@ -124,7 +125,7 @@ _HOMES = {
     "host": "RegisteredBackend",
     "library": "export import_ list_exports plan plugins_report prune recover remove show verify",
     "model": "Cluster Disk Instance Nic Node",
-    "options": "ExportOptions ImportOptions KeepPolicy",
+    "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
     "records": (
         "DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult ListResult Plan PlannedDisk RecoverResult "
         "RemovalResult VerifyResult"

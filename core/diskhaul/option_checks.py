@@ -9,9 +9,23 @@ from typing import get_args
 
 from .errors import DiskhaulError
 from .names import printable
-from .options import MAX_CHUNK_SIZE, MAX_TIMEOUT_S, MIN_CHUNK_SIZE, ExportOptions, ImportOptions, Layout, VerifyMode
+from .options import (
+    MAX_CHUNK_SIZE,
+    MAX_TIMEOUT_S,
+    MIN_CHUNK_SIZE,
+    MIN_MEMORY,
+    DirectIO,
+    ExportOptions,
+    ImportOptions,
+    IOPriority,
+    Layout,
+    VerifyMode,
+)
 
 MAX_THREADS = 1024
+MAX_READ_AHEAD = 1024
+MAX_MEMORY = 1 << 40
+MAX_BWLIMIT = 1 << 50
 
 
 def option_problems(options: ExportOptions) -> list[str]:
@@ -130,10 +144,14 @@ def _chunk_size(value: object) -> str | None:
     return None
 
 
-def _threads(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"must be a whole number, not {_kind(value)}"
-    return None if 0 <= value <= MAX_THREADS else f"must be from 0 (one per CPU) to {MAX_THREADS}, not {_number(value)}"
+def _whole(least: int, most: int, *, least_means: str = "", unit: str = "number") -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"must be a whole {unit}, not {_kind(value)}"
+        meaning = f" ({least_means})" if least_means else ""
+        return None if least <= value <= most else f"must be from {least}{meaning} to {most}, not {_number(value)}"
+
+    return check
 
 
 def _grow(value: object) -> str | None:
@@ -164,7 +182,13 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "layout": _one_of(*get_args(Layout)),
     "verify": _one_of(*get_args(VerifyMode)),
     "chunk_size": _chunk_size,
-    "threads": _threads,
+    "threads": _whole(0, MAX_THREADS, least_means="one per CPU"),
+    "read_ahead": _whole(0, MAX_READ_AHEAD),
+    "direct_io": _one_of(*get_args(DirectIO)),
+    "memory": _whole(MIN_MEMORY, MAX_MEMORY, unit="number of bytes"),
+    "bwlimit": _whole(0, MAX_BWLIMIT, least_means="no limit", unit="number of bytes per second"),
+    "nice": _whole(0, 19),
+    "io_priority": _one_of(*get_args(IOPriority)),
     "lock_timeout_s": _seconds(),
     "hook_timeout_s": _seconds(zero=False),
     "stall_timeout_s": _seconds(zero=False),

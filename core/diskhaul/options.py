@@ -7,6 +7,8 @@ from typing import Literal
 
 VerifyMode = Literal["stored", "full", "none"]
 Layout = Literal["diskhaul", "ganeti"]
+DirectIO = Literal["auto", "always", "never"]
+IOPriority = Literal["normal", "low", "idle"]
 
 COMPRESSORS = ("none", "zstd", "gzip")
 
@@ -15,13 +17,42 @@ DEFAULT_CHUNK_SIZE = 4 * MIB
 MIN_CHUNK_SIZE = 64 * 1024
 MAX_CHUNK_SIZE = 64 * MIB
 
+DEFAULT_READ_AHEAD = 2
+DEFAULT_MEMORY = 192 * MIB
+MIN_MEMORY = 16 * MIB
+
 MAX_TIMEOUT_S = 366 * 24 * 3600
 """The longest wait that can be asked for: a longer one is a slip of the keyboard, and overflows timers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """Options of an export.
+class PathOptions:
+    """How bytes are moved, whatever is done with them: options of exports and imports alike.
+
+    Attributes:
+        threads: chunks worked on at once, for all disks together; 0 = one per CPU, at most 8.
+        read_ahead: further chunks that are being read, or written, meanwhile, so that no CPU waits for the disk.
+        direct_io: "auto" bypasses the page cache where file and filesystem allow it, but reads from the cache what is there
+            already; "always" refuses what cannot be read and written directly; "never" goes through the cache.
+        memory: bytes that the buffers of all disks may take together; fewer chunks are then worked on at once, but at least one.
+        bwlimit: bytes per second that are read from disks and read back, over all disks of the run; 0 = no limit.
+        nice: added to the CPU niceness of the threads that do the work, 0 to 19. The calling thread keeps its own.
+        io_priority: I/O priority of those threads: "normal", "low" (best effort, lowest) or "idle" (only when nobody else
+            wants the disk). Heeded by I/O schedulers that know priorities (bfq).
+    """
+
+    threads: int = 0
+    read_ahead: int = DEFAULT_READ_AHEAD
+    direct_io: DirectIO = "auto"
+    memory: int = DEFAULT_MEMORY
+    bwlimit: int = 0
+    nice: int = 0
+    io_priority: IOPriority = "normal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions(PathOptions):
+    """Options of an export, those of `PathOptions` included.
 
     Attributes:
         compress: "none", "zstd:LEVEL" or "gzip:LEVEL".
@@ -37,7 +68,6 @@ class ExportOptions:
         verify: before old exports go, read back what was stored ("stored"), decode it too ("full"), or neither ("none":
             then nothing that the export supersedes is removed).
         chunk_size: bytes per chunk, a power of two from 64 KiB to 64 MiB.
-        threads: worker threads for all disks together; 0 = one per CPU, at most 8.
         lock_timeout_s: how long to wait for locks, seconds.
         hook_timeout_s: limit for one hook script, seconds.
         stall_timeout_s: a transfer in which nothing moves for so long fails, seconds.
@@ -57,7 +87,6 @@ class ExportOptions:
     layout: Layout = "diskhaul"
     verify: VerifyMode = "stored"
     chunk_size: int = DEFAULT_CHUNK_SIZE
-    threads: int = 0
     lock_timeout_s: float = 3600.0
     hook_timeout_s: float = 60.0
     stall_timeout_s: float = 600.0
@@ -65,19 +94,18 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions:
-    """Options of an import.
+class ImportOptions(PathOptions):
+    """Options of an import, those of `PathOptions` included.
 
     Attributes:
         force: overwrite disks that exist.
         grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
-        threads, lock_timeout_s, stall_timeout_s: as in `ExportOptions`.
+        lock_timeout_s, stall_timeout_s: as in `ExportOptions`.
         dry_run: check everything and write nothing.
     """
 
     force: bool = False
     grow: tuple[tuple[int, int], ...] = ()
-    threads: int = 0
     lock_timeout_s: float = 3600.0
     stall_timeout_s: float = 600.0
     dry_run: bool = False

@@ -12,6 +12,7 @@ from diskhaul.cli.main import cli
 from .conftest import ENVIRONMENT
 
 COMMANDS = ["export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover", "plugins", "doctor", "demo"]
+PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
 EXPORT_FLAGS = [
     "--node",
     "--no-shutdown",
@@ -25,13 +26,15 @@ EXPORT_FLAGS = [
     "--remove-instance",
     "--ignore-remove-failures",
     "--layout",
+    "--chunk-size",
     "--verify",
+    *PATH_FLAGS,
 ]
 HEAVY = "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins"
 FLAGS = {
     "export": [*EXPORT_FLAGS, "--dry-run"],
     "plan": EXPORT_FLAGS,
-    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--force", "--dry-run"],
+    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--force", "--dry-run", *PATH_FLAGS],
     "list": ["--node"],
     "show": ["--node"],
     "verify": ["--node"],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
+from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
-from .numbers import parse_seconds
+from .numbers import parse_seconds, parse_size
+from .path_options import path_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 SECONDS = checked("seconds", parse_seconds)
+CHUNK = checked("a size", partial(parse_size, smallest=MIN_CHUNK_SIZE, largest=MAX_CHUNK_SIZE))
 
 # All defaults are None, "not given": the configuration's [defaults] decide then, and each flag has its opposite to override them.
 _OPTIONS = (
@@ -52,6 +56,7 @@ _OPTIONS = (
         "A removal that fails does not make the result incomplete.",
     ),
     ("--layout", "layout", click.Choice(("diskhaul", "ganeti")), "How the export is laid out. [default: diskhaul]"),
+    ("--chunk-size", "chunk_size", CHUNK, "Unit of reading, digests and compression, a power of two. [default: 4M]"),
     (
         "--verify",
         "verify",
@@ -59,7 +64,7 @@ _OPTIONS = (
         "Read back what was stored, decode it too, or neither (then no superseded export is removed). [default: stored]",
     ),
 )
-_METAVARS = {"--zero-fill": "BACKEND", "--compress": "C"}
+_METAVARS = {"--zero-fill": "BACKEND", "--compress": "C", "--chunk-size": "SIZE"}
 
 
 def _export_options(function: F) -> F:
@@ -76,10 +81,14 @@ def _export_options(function: F) -> F:
     return function
 
 
+def _all_options(function: F) -> F:
+    return _export_options(path_options(function))
+
+
 @click.command("export", cls=GuestOperation)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export goes to.")
-@_export_options
+@_all_options
 @click.option(
     "--dry-run", cls=Option, is_flag=True, default=None, help="Check everything, run the pre hook scripts, and touch nothing."
 )
@@ -123,7 +132,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, **given:
 @click.command("plan", cls=Operation)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export would go to.")
-@_export_options
+@_all_options
 @common_options(hidden=True)
 @click.pass_obj
 def plan_command(invocation: Invocation, /, instance: str, node: str, **given: Any) -> Answer:

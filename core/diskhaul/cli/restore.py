@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
+from .path_options import path_options
 from .text import escape
 
 _DISK = re.compile(r"([0-9]{1,4})=(.+)", re.DOTALL)
@@ -52,10 +54,12 @@ def _by_index(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int
 @click.option("--instance-name", cls=Option, metavar="NEW", help="Call the instance NEW.")
 @click.option("--force", cls=Option, is_flag=True, help="Overwrite targets that exist.")
 @click.option("--dry-run", cls=Option, is_flag=True, help="Check everything and write nothing.")
+@path_options
 @common_options(hidden=True)
 @click.pass_obj
 def import_command(
     invocation: Invocation,
+    /,
     export: str,
     node: str | None,
     to_dir: Path | None,
@@ -63,6 +67,7 @@ def import_command(
     instance_name: str | None,
     force: bool,
     dry_run: bool,
+    **path: Any,
 ) -> Answer:
     """Bring the disks of EXPORT back.
 
@@ -87,7 +92,9 @@ def import_command(
         to_dir=to_dir,
         disks=disks,
         instance_name=instance_name,
-        options=diskhaul.ImportOptions(force=force, dry_run=dry_run),
+        options=diskhaul.ImportOptions(
+            force=force, dry_run=dry_run, **{name: value for name, value in path.items() if value is not None}
+        ),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )
