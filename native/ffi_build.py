@@ -13,7 +13,17 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["zero_scan.c", "file_io.c", "extents.c", "zero_range.c", "copy_range.c", "clone.c"]
+SOURCES = [
+    "zero_scan.c",
+    "file_io.c",
+    "page_cache.c",
+    "direct_io.c",
+    "io_priority.c",
+    "extents.c",
+    "zero_range.c",
+    "copy_range.c",
+    "clone.c",
+]
 HEADERS = ["dh_core.h", "internal.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
 SANITIZERS = ["-Werror", "-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -65,8 +65,56 @@ int64_t dh_write_sparse(int fd, const void *buffer, size_t length, int64_t offse
  * lost data once, a second call could succeed. */
 int dh_sync(int fd);
 
+/* ---- the page cache (page_cache.c) ---- */
+
 /* Ask the kernel to forget clean cached pages of the range (length 0: up to the end). */
 int dh_drop_cache(int fd, int64_t offset, int64_t length);
+
+/*
+ * How many bytes of the range are in the page cache, dirty ones included; bytes beyond the end of the file never are. Regular files and
+ * block devices; -EOPNOTSUPP for others, and where the kernel does not tell: older ones answer only who may write to the file.
+ * Address space, but no memory, is used for a moment where cachestat is missing.
+ */
+int64_t dh_cached_bytes(int fd, int64_t offset, int64_t length);
+
+/* Start writing the range's dirty pages (length 0: up to the end), without waiting for more than room in the device's queue. */
+int dh_start_writeback(int fd, int64_t offset, int64_t length);
+
+/* Write the range's dirty pages (length 0: up to the end) and wait. No durability: neither metadata nor the device's own cache is
+ * flushed. A failure other than EINTR is final, as with dh_sync, and a later dh_sync on this descriptor need not repeat it. */
+int dh_wait_writeback(int fd, int64_t offset, int64_t length);
+
+/* ---- direct I/O (direct_io.c) ---- */
+
+/*
+ * Open the file of `fd` once more, with O_DIRECT, for reading or for both; returns the new descriptor, which is closed on exec. Not by its
+ * path, and it is checked that it is the same file (-ESTALE when /proc is not what it should be). -EOPNOTSUPP for what is neither
+ * a regular file nor a block device, and where the filesystem does not take the flag.
+ */
+int dh_open_direct(int fd, int writable);
+
+/* What offset, length and address of direct I/O must be multiples of, in bytes; 4096 when nobody knows. 0: the kernel says that there
+ * is no direct I/O on this file. -EOPNOTSUPP for what is neither a regular file nor a block device. */
+int64_t dh_direct_alignment(int fd);
+
+/*
+ * Read at least `needed` (<= length) bytes; what the buffer has beyond them is unspecified. Buffer, length and offset are aligned as
+ * dh_direct_alignment says, so a file that ends in the middle of a block is read up to its end in one piece. (dh_read would go on at an
+ * offset that is not aligned, which is -EINVAL.) `*done` counts the bytes that were read, also on failure.
+ */
+int dh_read_direct(int fd, void *buffer, size_t length, int64_t offset, size_t needed, size_t *done);
+
+/* ---- I/O priority (io_priority.c) ---- */
+
+enum {
+    DH_IO_NORMAL = 0, /* as the thread's nice value says: what a new thread has */
+    DH_IO_LOW = 1, /* the lowest that is still served when others wait */
+    DH_IO_IDLE = 2, /* only when nobody else wants the disk */
+    DH_IO_LEVEL_COUNT = 3
+};
+
+/* Set the I/O priority of the calling thread. It counts where the device's scheduler knows priorities (bfq, mq-deadline). */
+int dh_set_io_priority(int level);
 
 /* ---- extents (extents.c) ---- */
 

@@ -1,6 +1,5 @@
-/* Reading and writing whole buffers at an offset, syncing, and cache advice. */
+/* Reading and writing whole buffers at an offset, and syncing. */
 #define _GNU_SOURCE
-#include <fcntl.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -125,12 +124,4 @@ int dh_sync(int fd)
         result = fsync(fd);
     } while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : 0;
-}
-
-int dh_drop_cache(int fd, int64_t offset, int64_t length)
-{
-    if (!dh_valid_range(offset, length)) {
-        return -EINVAL;
-    }
-    return -posix_fadvise(fd, offset, length, POSIX_FADV_DONTNEED); /* returns the error, does not set errno */
 }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #include "dh_core.h"
@@ -20,6 +21,13 @@ static inline int dh_valid_range(int64_t offset, int64_t length)
 static inline int dh_unsupported(int error)
 {
     return error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == ENODEV || error == EINVAL;
+}
+
+/* Where the kernel shows an open descriptor: the way to what it refers to, whatever has become of the file's name. */
+enum { DH_DESCRIPTOR_PATH_SIZE = sizeof("/proc/self/fd/-2147483648") };
+static inline void dh_descriptor_path(int fd, char path[DH_DESCRIPTOR_PATH_SIZE])
+{
+    (void)snprintf(path, DH_DESCRIPTOR_PATH_SIZE, "/proc/self/fd/%d", fd);
 }
 
 typedef int dh_zero_scan(const unsigned char *bytes, size_t length);

@@ -16,12 +16,13 @@ Every function releases the GIL while C works, repeats what EINTR stopped and co
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ._core import ffi, lib
-from .errors import io_error
-from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_range, zero_method_number
+from .errors import NativeIOError, io_error
+from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_needed, check_range, io_level_number, zero_method_number
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -52,7 +53,7 @@ def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
 
 
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
-    """Fill the whole buffer from the file."""
+    """Fill the whole buffer from the file. See `read_direct` for descriptors open with O_DIRECT."""
     with ffi.from_buffer("char[]", buffer, require_writable=True) as data:
         check_range(offset, len(data))
         done = ffi.new("size_t *")
@@ -72,8 +73,28 @@ def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") 
     return result == 1
 
 
+def read_direct(fd: int, buffer: WriteableBuffer, offset: int, needed: int, *, name: str = "") -> None:
+    """Read at least the first `needed` bytes of the buffer, through a descriptor that is open with O_DIRECT.
+
+    The buffer, its length and the offset are multiples of `direct_alignment` (otherwise EINVAL); `needed` is any
+    number up to the length (ValueError). So the end of a file is read by asking for whole blocks and needing what is
+    there, which `read_into` cannot do. What the buffer has beyond `needed` bytes is unspecified. Works without
+    O_DIRECT too.
+    """
+    with ffi.from_buffer("char[]", buffer, require_writable=True) as data:
+        check_range(offset, len(data))
+        check_needed(needed, len(data))
+        done = ffi.new("size_t *")
+        result = lib.dh_read_direct(fd, data, len(data), offset, needed, done)
+    if result < 0:
+        raise io_error(-result, "reading", fd, name=name, offset=offset + done[0])
+
+
 def write_from(fd: int, buffer: ReadableBuffer, offset: int, *, name: str = "") -> None:
-    """Write the whole buffer. The descriptor must not be open with O_APPEND (Linux would append)."""
+    """Write the whole buffer. The descriptor must not be open with O_APPEND (Linux would append).
+
+    With O_DIRECT the buffer, its length and the offset must be multiples of `direct_alignment` (EINVAL).
+    """
     with ffi.from_buffer("char[]", buffer) as data:
         check_range(offset, len(data))
         done = ffi.new("size_t *")
@@ -211,6 +232,82 @@ def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
     result = lib.dh_drop_cache(fd, offset, length)
     if result < 0:
         raise io_error(-result, "dropping the cache", fd, offset=offset)
+
+
+def cached_bytes(fd: int, offset: int, length: int) -> int:
+    """How many bytes of the range are in the page cache now, dirty ones included (cachestat, else mincore).
+
+    Bytes beyond the file's end never are. Raises NativeIOError (EOPNOTSUPP) for what is neither a regular file nor a
+    block device, and where the kernel does not tell: before Linux 6.5 only those who own the file or may write to it,
+    later kernels may want that too.
+    """
+    check_range(offset, length)
+    result = lib.dh_cached_bytes(fd, offset, length)
+    if result < 0:
+        raise io_error(-result, "asking for cached pages", fd, offset=offset)
+    return result
+
+
+def start_writeback(fd: int, offset: int = 0, length: int = 0, *, name: str = "") -> None:
+    """Start writing the range's dirty pages (length 0: up to the end); waits only while the device's queue is full.
+
+    No durability: it needs `fsync` in the end, which then has less to do.
+    """
+    check_range(offset, length)
+    result = lib.dh_start_writeback(fd, offset, length)
+    if result < 0:
+        raise io_error(-result, "starting writeback", fd, name=name, offset=offset)
+
+
+def wait_writeback(fd: int, offset: int = 0, length: int = 0, *, name: str = "") -> None:
+    """Write the range's dirty pages (length 0: up to the end) and wait for them.
+
+    No durability: metadata (so the way to new blocks) is not covered, nor is the device's own cache; it needs `fsync`
+    in the end. A failure is final: pages of the file are lost, the kernel reports it once, and `fsync` on this
+    descriptor may succeed afterwards.
+    """
+    check_range(offset, length)
+    result = lib.dh_wait_writeback(fd, offset, length)
+    if result < 0:
+        raise io_error(-result, "writing back", fd, name=name, offset=offset)
+
+
+def open_direct(fd: int, *, writable: bool = False, name: str = "") -> int:
+    """Another descriptor of the same file, open with O_DIRECT for reading (`writable`: for both); the caller closes it.
+
+    It is opened anew through /proc/self/fd, so no path can be swapped, and permissions are checked again; `fd` stays as it
+    is. Close-on-exec. Raises NativeIOError: EOPNOTSUPP for what is neither a regular file nor a block device, and
+    where the filesystem has no direct I/O. Mixing both kinds of I/O on one range is coherent only when one ended before
+    the other began.
+    """
+    result = lib.dh_open_direct(fd, writable)
+    if result < 0:
+        raise io_error(-result, "opening for direct I/O", fd, name=name)
+    return result
+
+
+def direct_alignment(fd: int) -> int:
+    """What offset, length and memory address of direct I/O must be multiples of, in bytes (a power of two).
+
+    As the kernel says (statx, Linux 6.1), else a block device's logical sector, else 4096. 0: the kernel says that
+    this file has no direct I/O. Raises NativeIOError (EOPNOTSUPP) for what is neither a regular file nor a block device.
+    """
+    result = lib.dh_direct_alignment(fd)
+    if result < 0:
+        raise io_error(-result, "asking for the alignment of direct I/O", fd)
+    return result
+
+
+def set_io_priority(level: str) -> None:
+    """Set the I/O priority of the calling thread; threads it starts later inherit it.
+
+    "normal" (as the thread's nice value says, which is the default), "low" (the last of those that are served in turn) or
+    "idle" (only when nobody else wants the disk: can be never). It counts where the device's scheduler knows priorities (bfq,
+    mq-deadline). ValueError for an unknown level; NativeIOError where the kernel refuses.
+    """
+    result = lib.dh_set_io_priority(io_level_number(level))
+    if result < 0:
+        raise NativeIOError(-result, f"setting the I/O priority {level!r}: {os.strerror(-result)}")
 
 
 def aligned_buffer(size: int) -> memoryview:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 MAX_OFFSET = 2**63 - 1
 ZERO_METHODS = ("auto", "punch", "zero-range", "blkzeroout", "write")  # the index is the number the C core uses
+IO_LEVELS = ("normal", "low", "idle")  # likewise
 
 
 class CopyResult(NamedTuple):
@@ -33,3 +34,17 @@ def zero_method_number(method: str) -> int:
         return ZERO_METHODS.index(method)
     except ValueError:
         raise ValueError(f"unknown zeroing method {method!r}: one of {', '.join(ZERO_METHODS)}") from None
+
+
+def io_level_number(level: str) -> int:
+    """The C core's number of an I/O priority; ValueError for an unknown name."""
+    try:
+        return IO_LEVELS.index(level)
+    except ValueError:
+        raise ValueError(f"unknown I/O priority {level!r}: one of {', '.join(IO_LEVELS)}") from None
+
+
+def check_needed(needed: int, size: int) -> None:
+    """Raise ValueError unless 0 <= needed <= the buffer's size (bytes)."""
+    if not 0 <= needed <= size:
+        raise ValueError(f"a buffer of {size} bytes cannot take {needed}")

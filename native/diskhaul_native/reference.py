@@ -11,13 +11,23 @@ import errno
 import fcntl
 import mmap
 import os
+import platform
 import stat
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .errors import NativeIOError, io_error
-from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_range, zero_method_number
+from .ranges import (
+    IO_LEVELS,
+    ZERO_METHODS,
+    CopyResult,
+    check_block_size,
+    check_needed,
+    check_range,
+    io_level_number,
+    zero_method_number,
+)
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -33,7 +43,20 @@ BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
 BLKZEROOUT = 0x127F
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL})
+SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
+STATX_DIOALIGN = 0x2000
+AT_EMPTY_PATH = 0x1000
+SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 PIECE = 1 << 20
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+LIBC.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+LIBC.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 
 
 def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
@@ -62,6 +85,21 @@ def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") 
     """See diskhaul_native.read_scan."""
     read_into(fd, buffer, offset, name=name)
     return is_zero(buffer)
+
+
+def read_direct(fd: int, buffer: WriteableBuffer, offset: int, needed: int, *, name: str = "") -> None:
+    """See diskhaul_native.read_direct."""
+    view = memoryview(buffer).cast("B")
+    check_range(offset, len(view))
+    check_needed(needed, len(view))
+    if needed == 0:
+        return
+    try:
+        count = os.preadv(fd, [view], offset)  # one piece, as it is for what is no larger than 2 GiB and is not interrupted
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, "reading", fd, name=name, offset=offset) from None
+    if count < needed:
+        raise io_error(errno.ENODATA, "reading", fd, name=name, offset=offset + count)
 
 
 def write_from(fd: int, buffer: ReadableBuffer, offset: int, *, name: str = "") -> None:
@@ -242,9 +280,7 @@ def _write_zeros(fd: int, offset: int, length: int, name: str) -> None:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int, name: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    while libc.fallocate(fd, mode, offset, length) != 0:
+    while LIBC.fallocate(fd, mode, offset, length) != 0:
         code = ctypes.get_errno()
         if code != errno.EINTR:
             raise io_error(errno.EOPNOTSUPP if code in UNSUPPORTED else code, "zeroing", fd, name=name, offset=offset)
@@ -281,6 +317,103 @@ def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise io_error(error.errno or errno.EIO, "dropping the cache", fd, offset=offset) from None
+
+
+def cached_bytes(fd: int, offset: int, length: int) -> int:
+    """See diskhaul_native.cached_bytes. By mincore, byte for byte."""
+    check_range(offset, length)
+    action = "asking for cached pages"
+    size = _size_of_file_or_device(fd, action, offset)
+    end = min(offset + length, size)
+    if offset >= end:
+        return 0
+    writer = os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
+    if os.geteuid() != os.fstat(fd).st_uid and not writer:  # mincore calls everything resident then
+        raise io_error(errno.EOPNOTSUPP, action, fd, offset=offset)
+    start = offset - offset % mmap.PAGESIZE
+    address = LIBC.mmap(None, end - start, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)
+    if address == ctypes.c_void_p(-1).value:
+        raise io_error(errno.EOPNOTSUPP, action, fd, offset=offset)
+    resident = ctypes.create_string_buffer(-(-(end - start) // mmap.PAGESIZE))
+    result = LIBC.mincore(address, end - start, resident)
+    code = ctypes.get_errno()
+    LIBC.munmap(address, end - start)
+    if result != 0:
+        raise io_error(code, action, fd, offset=offset)
+    pages = range(start, end, mmap.PAGESIZE)
+    inside = [min(page + mmap.PAGESIZE, end) - max(page, offset) for page in pages]
+    return sum(count for count, state in zip(inside, resident.raw, strict=True) if state & 1)
+
+
+def _size_of_file_or_device(fd: int, action: str, offset: int | None = None) -> int:
+    """The size in bytes; NativeIOError EOPNOTSUPP for what is neither a regular file nor a block device."""
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise io_error(error.errno or errno.EIO, action, fd, offset=offset) from None
+    if stat.S_ISBLK(status.st_mode):
+        return block_device_size(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise io_error(errno.EOPNOTSUPP, action, fd, offset=offset)
+    return status.st_size
+
+
+def start_writeback(fd: int, offset: int = 0, length: int = 0, *, name: str = "") -> None:
+    """See diskhaul_native.start_writeback."""
+    _sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE, "starting writeback", name)
+
+
+def wait_writeback(fd: int, offset: int = 0, length: int = 0, *, name: str = "") -> None:
+    """See diskhaul_native.wait_writeback."""
+    flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+    _sync_file_range(fd, offset, length, flags, "writing back", name)
+
+
+def _sync_file_range(fd: int, offset: int, length: int, flags: int, action: str, name: str) -> None:
+    check_range(offset, length)
+    if LIBC.sync_file_range(fd, offset, length, flags) != 0:
+        raise io_error(ctypes.get_errno(), action, fd, name=name, offset=offset)
+
+
+def open_direct(fd: int, *, writable: bool = False, name: str = "") -> int:
+    """See diskhaul_native.open_direct."""
+    action = "opening for direct I/O"
+    try:
+        given = os.fstat(fd)
+        if not stat.S_ISREG(given.st_mode) and not stat.S_ISBLK(given.st_mode):
+            raise io_error(errno.EOPNOTSUPP, action, fd, name=name)
+        direct_fd = os.open(f"/proc/self/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC)
+    except NativeIOError:
+        raise
+    except OSError as error:
+        code = errno.EOPNOTSUPP if error.errno == errno.EINVAL else error.errno or errno.EIO
+        raise io_error(code, action, fd, name=name) from None
+    if not os.path.sameopenfile(fd, direct_fd):
+        os.close(direct_fd)
+        raise io_error(errno.ESTALE, action, fd, name=name)
+    return direct_fd
+
+
+def direct_alignment(fd: int) -> int:
+    """See diskhaul_native.direct_alignment."""
+    _size_of_file_or_device(fd, "asking for the alignment of direct I/O")
+    extended = ctypes.create_string_buffer(256)
+    if LIBC.statx(fd, b"", AT_EMPTY_PATH, STATX_DIOALIGN, extended) == 0:
+        (mask,) = struct.unpack_from("I", extended)
+        if mask & STATX_DIOALIGN:
+            memory, offset = struct.unpack_from("II", extended, 0x98)
+            return max(int(memory), int(offset))
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return int(struct.unpack("I", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
+    return 4096
+
+
+def set_io_priority(level: str) -> None:
+    """See diskhaul_native.set_io_priority."""
+    priority = {"normal": 0, "low": 2 << 13 | 7, "idle": 3 << 13}[IO_LEVELS[io_level_number(level)]]
+    if LIBC.syscall(SYS_IOPRIO_SET[platform.machine()], 1, 0, priority) != 0:
+        code = ctypes.get_errno()
+        raise NativeIOError(code, f"setting the I/O priority {level!r}: {os.strerror(code)}")
 
 
 def aligned_buffer(size: int) -> memoryview:

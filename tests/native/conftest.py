@@ -25,6 +25,15 @@ def native(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
+def content(tmp_path: Path) -> tuple[Path, bytes]:
+    """A file of 100,000 random bytes: its path, and the bytes."""
+    data = os.urandom(100_000)
+    path = tmp_path / "content"
+    path.write_bytes(data)
+    return path, data
+
+
+@pytest.fixture
 def tmpfs(tmp_path: Path, requires: Callable[..., None]) -> Iterator[Callable[[int], Path]]:
     """``path = tmpfs(2)``: a tmpfs of so many MiB, unmounted when the test ends."""
     mounted: list[Path] = []
@@ -73,6 +82,7 @@ class Traced(NamedTuple):
 CHILD = """
 import json, os, sys
 import diskhaul_native
+#first
 fd = os.open(sys.argv[1], os.O_RDWR)
 buffer = bytearray(b"d" * 65536)
 try:
@@ -113,5 +123,41 @@ def injected(tmp_path: Path, requires: Callable[..., None]) -> Callable[..., Tra
         lines = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
         assert any("INJECTED" in line for line in lines), f"no fault was injected: {lines}"
         return Traced(**json.loads(child.stdout), calls=lines)
+
+    return run
+
+
+# A filter of the kernel's (seccomp): the system call with this number fails with this errno, all others are let through.
+REFUSE = """
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+program = b"".join(struct.pack("HBBI", *instruction) for instruction in (
+    (0x20, 0, 0, 0),  # load the number
+    (0x15, 0, 1, int(sys.argv[3])),  # go on if it is equal, else skip one
+    (0x06, 0, 0, 0x00050000 | int(sys.argv[4])),  # fail with the errno
+    (0x06, 0, 0, 0x7FFF0000),  # allow
+))
+code = ctypes.create_string_buffer(program)
+filter = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, ctypes.addressof(filter), 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
+"""
+
+
+@pytest.fixture
+def refused() -> Callable[..., Any]:
+    """``refused(path, "diskhaul_native.cached_bytes(fd, 0, 1)", 451, errno.ENOSYS)``: run where a system call is missing.
+
+    Returns what the expression is, or the errno of its NativeIOError, negative.
+    """
+
+    def run(path: Path | str, expression: str, syscall: int, error: int) -> Any:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        command = [sys.executable, "-c", CHILD.replace("#first", REFUSE), str(path), expression, str(syscall), str(error)]
+        child = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert child.returncode == 0, child.stderr
+        outcome = json.loads(child.stdout)
+        return outcome["result"] if outcome["errno"] is None else -outcome["errno"]
 
     return run

@@ -1,4 +1,4 @@
-"""Reading and writing whole buffers, syncing, cache advice, and what their failures say."""
+"""Reading and writing whole buffers, syncing, and what the failures of all functions on descriptors say."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ import diskhaul_native
 from diskhaul_native import NativeIOError
 
 Opened = Callable[..., int]
-
-
-@pytest.fixture
-def content(tmp_path: Path) -> tuple[Path, bytes]:
-    data = os.urandom(100_000)
-    path = tmp_path / "content"
-    path.write_bytes(data)
-    return path, data
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 100_000), (1, 4096), (99_999, 1), (0, 0), (100_000, 0)])
@@ -112,28 +104,11 @@ def test_the_size_of_a_block_device_is_in_bytes(
     assert caught.value.errno == errno.ENOTBLK
 
 
-def test_an_aligned_buffer_takes_direct_reads(native: ModuleType, content: tuple[Path, bytes], opened: Opened) -> None:
-    fd = opened(content[0], os.O_RDONLY | os.O_DIRECT)
-    buffer = native.aligned_buffer(8192)
-    native.read_into(fd, buffer, 4096)
-    assert buffer == content[1][4096 : 4096 + 8192]
-
-
 def test_an_aligned_buffer_is_as_large_as_asked(native: ModuleType) -> None:
     assert len(native.aligned_buffer(5000)) == 5000
     assert not any(native.aligned_buffer(5000))
     with pytest.raises(ValueError, match="0"):
         native.aligned_buffer(0)
-
-
-def test_synced_clean_pages_can_be_dropped(native: ModuleType, content: tuple[Path, bytes], opened: Opened) -> None:
-    fd = opened(content[0])
-    native.fsync(fd)
-    native.drop_cache(fd)
-    native.drop_cache(fd, 4096, 8192)
-    buffer = bytearray(100_000)
-    native.read_into(fd, buffer, 0)
-    assert buffer == content[1]
 
 
 BAD_DESCRIPTOR: dict[str, Callable[[Any, int], object]] = {
@@ -149,6 +124,12 @@ BAD_DESCRIPTOR: dict[str, Callable[[Any, int], object]] = {
     "clone": lambda native, fd: native.clone(0, fd),
     "fsync": lambda native, fd: native.fsync(fd),
     "drop_cache": lambda native, fd: native.drop_cache(fd),
+    "cached_bytes": lambda native, fd: native.cached_bytes(fd, 0, 1),
+    "start_writeback": lambda native, fd: native.start_writeback(fd),
+    "wait_writeback": lambda native, fd: native.wait_writeback(fd),
+    "open_direct": lambda native, fd: native.open_direct(fd),
+    "direct_alignment": lambda native, fd: native.direct_alignment(fd),
+    "read_direct": lambda native, fd: native.read_direct(fd, bytearray(1), 0, 1),
     "block_device_size": lambda native, fd: native.block_device_size(fd),
 }
 
@@ -189,6 +170,10 @@ def test_a_descriptor_for_reading_only_is_not_written_to(
         lambda native: native.zero_range(0, 0, 1, method="magic"),
         lambda native: native.clone(0, 1, source_offset=-4096),
         lambda native: native.drop_cache(0, -1),
+        lambda native: native.cached_bytes(0, -1, 1),
+        lambda native: native.start_writeback(0, 0, -1),
+        lambda native: native.wait_writeback(0, 1, 2**63 - 1),
+        lambda native: native.read_direct(0, bytearray(1), -1, 1),
     ],
 )
 def test_what_is_no_range_is_refused_before_any_system_call(native: ModuleType, call: Callable[[Any], object]) -> None:
