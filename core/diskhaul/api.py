@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_check
 
 from .errors import GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
+from .options import DirectIO
 
 if TYPE_CHECKING:
     from .records import ExportRecord
@@ -368,6 +369,35 @@ class StoreFile(Protocol):
 
     def close(self) -> object:
         """Close without caring for durability; harmless after `finish`."""
+        ...
+
+
+@runtime_checkable
+class DirectStoreFile(StoreFile, Protocol):
+    """A `StoreFile` that can be written past every cache, so that it can be read back while it is still being written.
+
+    Files need not have this. Those that do are checked while the rest of the disk is being sent; the others afterwards.
+    """
+
+    def use_direct_io(self, mode: DirectIO, /) -> object:
+        """Called once, before anything is written, with the run's `PathOptions.direct_io`.
+
+        Raises:
+            StorageError: `mode` is "always" and it cannot be done.
+        """
+        ...
+
+    @property
+    def settled(self) -> int:
+        """How many bytes from the file's beginning have been appended and lie on the medium by now; only grows."""
+        ...
+
+    def read_back(self, offset: int, buffer: memoryview, /) -> bool:
+        """Fill `buffer` from the medium, not from a cache; False where that cannot be had, and nothing is in `buffer`.
+
+        `offset` and length are multiples of 4096, and the range has settled, or has been written with `write`. Called by several
+        threads at once, and while others append or write elsewhere.
+        """
         ...
 
 

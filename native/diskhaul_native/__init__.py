@@ -12,6 +12,7 @@ from .errors import NativeIOError
 try:
     from .low_level import (
         KERNELS,
+        address_of,
         aligned_buffer,
         block_device_size,
         cached_bytes,
@@ -43,6 +44,7 @@ __all__ = [
     "KERNELS",
     "CopyResult",
     "NativeIOError",
+    "address_of",
     "aligned_buffer",
     "block_device_size",
     "cached_bytes",

@@ -310,6 +310,12 @@ def set_io_priority(level: str) -> None:
         raise NativeIOError(-result, f"setting the I/O priority {level!r}: {os.strerror(-result)}")
 
 
+def address_of(buffer: ReadableBuffer) -> int:
+    """Where in memory the buffer begins; what direct I/O wants to be a multiple of `direct_alignment`."""
+    with ffi.from_buffer("char[]", buffer) as data:
+        return int(ffi.cast("uintptr_t", data))
+
+
 def aligned_buffer(size: int) -> memoryview:
     """A writable buffer of `size` zero bytes at a page boundary, as direct I/O needs it; freed with its last reference."""
     if size < 1:

@@ -416,6 +416,12 @@ def set_io_priority(level: str) -> None:
         raise NativeIOError(code, f"setting the I/O priority {level!r}: {os.strerror(code)}")
 
 
+def address_of(buffer: ReadableBuffer) -> int:
+    """See diskhaul_native.address_of."""
+    view = memoryview(buffer).cast("B")
+    return ctypes.addressof((ctypes.c_char * len(view)).from_buffer(view))
+
+
 def aligned_buffer(size: int) -> memoryview:
     """See diskhaul_native.aligned_buffer."""
     if size < 1:

@@ -193,7 +193,7 @@ class ExportDisks:
             OperationFailedError: it is no longer as large as it was.
         """
         try:
-            source = Source(self._open(disk), disk.label)
+            source = Source(self._open(disk), disk.label, direct_io=self._options.direct_io)
         except Exception as error:
             raise as_diskhaul_error(error, disk.label) from error
         planned = self._task.plan.disks[disk.index].size

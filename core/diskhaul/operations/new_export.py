@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from ..api import Buffer, ExportStore, ExportWriter
+from ..api import Buffer, DirectStoreFile, ExportReader, ExportStore, ExportWriter, StoreFile
 from ..errors import InvalidHookResultError
 from ..formats.chunk_table import effective_chunk_size
 from ..formats.codec import codec_for, parse_compress
@@ -19,7 +19,7 @@ from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
 from ..pipeline.send import SendJob
 from ..pipeline.source import Source, close_sources
-from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, thread_count
+from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, worker_count
 from ..records import DiskResult, ExportRecord
 from .catalog import on_node, read_valid_manifest, record_of
 from .deadlines import PluginHangsError, within
@@ -116,7 +116,7 @@ class NewExport:
         Raises:
             DiskhaulError: of the first disk that failed; the state's part names all of them.
         """
-        threads = thread_count(self._options.threads)
+        workers = worker_count(self._options, self._chunk_size)
         sources: list[Source] = []
         stalled: PipelineStalledError | None = None
         self._state.part = "disk export"
@@ -124,12 +124,13 @@ class NewExport:
             with self._feedback.stage("send", f"{len(self._instance.disks)} disk(s) to {self._target.name}"):
                 for disk in self._instance.disks:
                     sources.append(disks.open(disk))
-                    self._jobs.append(self._send_job(disk, sources[-1], disks, threads * _PIECES_AHEAD))
+                    self._jobs.append(self._send_job(disk, sources[-1], disks, workers * _PIECES_AHEAD))
                 run_jobs(
                     self._jobs,
-                    threads=threads,
+                    self._options,
                     token=self._token,
                     stall_timeout_s=self._options.stall_timeout_s,
+                    chunk_size=self._chunk_size,
                     stop_together=disks.guest_waits,
                 )
                 self._raise_for_failed_disks()
@@ -142,16 +143,29 @@ class NewExport:
             close_sources(sources, stalled)
         self._state.part = ""
 
+    @property
+    def _chunk_size(self) -> int:
+        """Of the largest disk's chunks, which are the largest."""
+        largest = max((disk.size for disk in self._task.plan.disks), default=0)
+        return effective_chunk_size(largest, self._options.chunk_size)
+
     def _send_job(self, disk: Disk, source: Source, disks: ExportDisks, window: int) -> SendJob:
         return SendJob(
             source,
-            self._bounded("create", lambda: self._writer.create(self._file_name(disk))),
+            self._bounded("create", lambda: self._create(self._file_name(disk))),
             chunk_size=effective_chunk_size(source.size, self._options.chunk_size),
             codec=self._codec,
             meter=Meter(disk.index, "send", source.size, self._feedback.emit),
             window=window,
             when_sent=lambda: disks.sent(disk, source),
+            check_early=self._options.verify == "stored" and not disks.guest_waits,
         )
+
+    def _create(self, name: str) -> StoreFile:
+        file = self._writer.create(name)
+        if isinstance(file, DirectStoreFile):
+            file.use_direct_io(self._options.direct_io)
+        return file
 
     def _file_name(self, disk: Disk) -> str:
         if self._options.layout == "ganeti":
@@ -233,9 +247,15 @@ class NewExport:
         try:
             with self._feedback.stage("verify", self._options.verify):
                 reader = self._bounded("read", self._writer.reader)
-                stored.extend(self._bounded("read", partial(open_stored_disk, reader, record)) for record in records)
+                stored.extend(self._bounded("read", partial(self._open_stored, reader, record)) for record in records)
                 jobs = [self._check_job(disk) for disk in stored]
-                run_jobs(jobs, threads=self._options.threads, token=self._token, stall_timeout_s=self._options.stall_timeout_s)
+                run_jobs(
+                    jobs,
+                    self._options,
+                    token=self._token,
+                    stall_timeout_s=self._options.stall_timeout_s,
+                    chunk_size=self._chunk_size,
+                )
         except PipelineStalledError as error:
             stalled = error
             raise
@@ -247,9 +267,19 @@ class NewExport:
                 raise as_diskhaul_error(job.error, f"disk {index} as stored") from job.error
         self._state.part = ""
 
+    def _open_stored(self, reader: ExportReader, record: DiskRecord) -> StoredDisk:
+        return open_stored_disk(reader, record, direct_io=self._options.direct_io)
+
     def _check_job(self, disk: StoredDisk) -> ReadBackJob:
         meter = Meter(disk.record.index, "verify", disk.record.size, self._feedback.emit)
-        return ReadBackJob(disk, writer=None, decode=self._options.verify == "full", stop_at_first=True, meter=meter)
+        return ReadBackJob(
+            disk,
+            writer=None,
+            decode=self._options.verify == "full",
+            stop_at_first=True,
+            meter=meter,
+            checked=self._jobs[disk.record.index].checked,
+        )
 
     def publish(self, records: tuple[DiskRecord, ...], disks: ExportDisks) -> ExportRecord:
         """Make the export visible, and look at it.

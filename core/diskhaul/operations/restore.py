@@ -433,7 +433,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
         jobs = [source.job(target, meter) for source, target, meter in zip(sources, opened, meters, strict=True)]
         run_jobs(
             jobs,
-            threads=self.options.threads,
+            self.options,
             token=self.token,
             stall_timeout_s=self.options.stall_timeout_s,
             stop_together=True,

@@ -13,6 +13,7 @@ from ..formats.corruption import CorruptError
 from ..formats.export_id import is_export_id
 from ..formats.ganeti import CONFIG_NAME as GANETI_CONFIG
 from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ..options import DEFAULT_CHUNK_SIZE, PathOptions
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
 from ..pipeline.source import close_sources
@@ -157,7 +158,13 @@ def verify_export(
                 problem, offset = problem_of(error), error.offset if isinstance(error, CorruptError) else None
                 findings.append(Finding(path=path, file=disk_record.file, disk=disk_record.index, problem=problem, offset=offset))
         jobs = [_check_job(disk, operation) for disk in stored]
-        run_jobs(jobs, threads=threads, token=operation.token, stall_timeout_s=STALL_TIMEOUT_S)
+        run_jobs(
+            jobs,
+            PathOptions(threads=threads),
+            token=operation.token,
+            stall_timeout_s=STALL_TIMEOUT_S,
+            chunk_size=max((disk.record.chunk_size for disk in stored), default=DEFAULT_CHUNK_SIZE),
+        )
     except PipelineStalledError as error:
         stalled = error
         raise

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..api import Buffer, StoreFile
+
+
+def _nobody_asked(number: int, offset: int, length: int) -> None:
+    """Called for each piece that has been appended."""
 
 
 class OrderedAppender:
@@ -13,11 +17,15 @@ class OrderedAppender:
 
     Whoever brings the piece that is due writes it and all that wait behind it; nobody else waits for the file. A thread that
     runs more than `window` pieces ahead waits, which bounds the memory held here.
+
+    Args:
+        when_appended: called with a piece's number, its offset in the file and its length, in order, one at a time.
     """
 
-    def __init__(self, file: StoreFile, window: int) -> None:
+    def __init__(self, file: StoreFile, window: int, when_appended: Callable[[int, int, int], object] = _nobody_asked) -> None:
         self.written = 0
         self._file = file
+        self._when_appended = when_appended
         self._window = window
         self._due = 0
         self._waiting: dict[int, Sequence[Buffer]] = {}
@@ -42,9 +50,11 @@ class OrderedAppender:
             self._writing = True
         try:
             while (due := self._take()) is not None:
+                length = sum(len(part) for part in due)
                 self._file.append(due)
+                self._when_appended(self._due, self.written, length)
                 with self._changed:
-                    self.written += sum(len(part) for part in due)
+                    self.written += length
                     self._due += 1
                     self._changed.notify_all()
         except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import diskhaul_native as native
@@ -14,6 +14,7 @@ from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_
 from ..formats.codec import Codec, codec_for, max_stored_length, parse_compress
 from ..formats.corruption import CorruptError
 from ..formats.manifest import DiskRecord
+from ..options import DirectIO
 from .chunk_plan import chunk_runs, longest_run
 from .meter import Meter
 from .source import Source
@@ -33,7 +34,7 @@ class StoredDisk:
     codec: Codec
 
 
-def open_stored_disk(export: ExportReader, record: DiskRecord) -> StoredDisk:
+def open_stored_disk(export: ExportReader, record: DiskRecord, *, direct_io: DirectIO = "auto") -> StoredDisk:
     """Open disk `record` of `export` and check all that can be checked without reading its chunks.
 
     Raises:
@@ -44,7 +45,7 @@ def open_stored_disk(export: ExportReader, record: DiskRecord) -> StoredDisk:
     codec = codec_for(compression.name, compression.level)
     table = read_chunk_table(export, record, codec)
     reader = export.open(record.file)
-    source = Source(reader, f"{export.location}/{record.file}")
+    source = Source(reader, f"{export.location}/{record.file}", direct_io=direct_io)
     try:
         _check_shape(source, record, table, codec)
     except BaseException:
@@ -112,6 +113,7 @@ class ReadBackJob:
         writer: where to restore it, or None to check only.
         decode: decode every frame and check the chunk's digest; False checks the stored bytes only (needs no writer).
         stop_at_first: fail at the first corrupt chunk instead of collecting them.
+        checked: a byte for each chunk, not 0 for those that need not be read; may be empty.
 
     Attributes:
         findings: corrupt places, with offsets in the disk.
@@ -120,14 +122,24 @@ class ReadBackJob:
         meter: how many bytes were read of the store, and written to the writer.
     """
 
-    def __init__(self, disk: StoredDisk, *, writer: DiskWriter | None, decode: bool, stop_at_first: bool, meter: Meter) -> None:
+    def __init__(
+        self,
+        disk: StoredDisk,
+        *,
+        writer: DiskWriter | None,
+        decode: bool,
+        stop_at_first: bool,
+        meter: Meter,
+        checked: Sequence[int] = (),
+    ) -> None:
         self.error: BaseException | None = None
         self.findings: list[CorruptError] = []
         self.finished = False
         self.meter = meter
         self._disk, self._writer, self._decode, self._stop_at_first = disk, writer, decode, stop_at_first
         self._offsets = disk.table.stored_offsets() if disk.codec.encoded else None
-        self._runs = self._encoded_runs() if disk.codec.encoded else self._raw_runs()
+        runs = self._encoded_runs() if disk.codec.encoded else self._raw_runs()
+        self._runs = self._unchecked(runs, checked) if checked else runs
         self._finding = threading.Lock()
 
     # --- which chunks -----------------------------------------------------------------------------------------------
@@ -154,6 +166,13 @@ class ReadBackJob:
         record = self._disk.record
         for run in chunk_runs(self._disk.source.extents(), record.size, record.chunk_size):
             yield _Run(run.first, run.count, zero=not run.segments)
+
+    def _unchecked(self, runs: Iterator[_Run], checked: Sequence[int]) -> Iterator[_Run]:
+        for run in runs:
+            if run.count > 1 or not checked[run.first]:
+                yield run
+            else:
+                self.meter.add(done=self._disk.table.chunk_length(run.first))
 
     # --- the work ---------------------------------------------------------------------------------------------------
 
@@ -192,6 +211,7 @@ class ReadBackJob:
 
     def _raw_chunk(self, index: int, scratch: Scratch) -> None:
         length = self._disk.table.chunk_length(index)
+        scratch.admit(length)
         view = scratch.buffer(length)
         self._disk.source.fill(index * self._disk.record.chunk_size, view)
         self._check_and_write(index, view, read=length)
@@ -203,8 +223,8 @@ class ReadBackJob:
         stored = table.stored_length(index)
         if not 0 < stored <= max_stored_length(length):
             raise CorruptError(f"the stored frame has {stored} bytes for a chunk of {length}")
-        view = scratch.buffer(stored)
-        self._disk.source.fill(self._offsets[index], view)
+        scratch.admit(stored)
+        view = self._disk.source.fetch(self._offsets[index], stored, scratch)
         if stored_digest(view) != table.stored_digest(index):
             raise CorruptError("the stored bytes are not those that were written (digest mismatch)")
         if not self._decode:

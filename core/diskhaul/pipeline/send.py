@@ -1,9 +1,9 @@
-"""Disk to store: every chunk is read, scanned, digested, compressed and stored."""
+"""Disk to store: every chunk is read, scanned, digested, compressed, stored, and where that can be had early, read back."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import diskhaul_native as native
@@ -12,6 +12,7 @@ from ..api import StoreFile
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec
 from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
+from .early_check import EarlyCheck, StoredFrame
 from .meter import Meter
 from .ordered import OrderedAppender
 from .source import Source
@@ -33,6 +34,7 @@ class SendJob:
         error: what made it fail, or None.
         sent: the file is complete and durable, and the disk is no longer needed.
         seconds: from the making of the meter to that moment.
+        checked: a byte for each chunk: 1 when what is stored for it has been read back from the medium already.
         data_bytes, zero_bytes, free_bytes: the disk by what it holds; together its size.
         stored_bytes: size of the file written (of a raw one, holes included).
     """
@@ -47,6 +49,7 @@ class SendJob:
         meter: Meter,
         window: int,
         when_sent: Callable[[], object],
+        check_early: bool = False,
     ) -> None:
         self.error: BaseException | None = None
         self.sent = False
@@ -57,7 +60,9 @@ class SendJob:
         self._source, self._file, self._codec = source, file, codec
         self._chunk_size = chunk_size
         self._when_sent = when_sent
-        self._appender = OrderedAppender(file, window)
+        self._early = EarlyCheck(file, self.table, source.label) if check_early else None
+        self._chunks_of: dict[int, int] = {}  # the chunk that a piece is the frame of, until it has been appended
+        self._appender = OrderedAppender(file, window, self._appended)
         self._tasks = self._numbered()
         self._counting = threading.Lock()
 
@@ -68,14 +73,32 @@ class SendJob:
         for number, run in enumerate(runs):
             yield _Task(number, run)
 
-    def take(self) -> _Task | None:
-        return next(self._tasks, None)
+    @property
+    def checked(self) -> Sequence[int]:
+        return self._early.checked if self._early is not None else ()
 
-    def run(self, task: _Task, scratch: Scratch, /) -> None:
-        if task.run.segments:
+    def take(self) -> _Task | Sequence[StoredFrame] | None:
+        """Stored frames to check, where there are enough, or else the next run of chunks to send."""
+        frames = self._early.take() if self._early is not None else ()
+        return frames or next(self._tasks, None)
+
+    def run(self, task: _Task | Sequence[StoredFrame], scratch: Scratch, /) -> None:
+        if not isinstance(task, _Task):
+            self._check(task, scratch)
+        elif task.run.segments:
             self._send_data(task, scratch)
         else:
             self._send_zeros(task)
+
+    def _check(self, frames: Sequence[StoredFrame], scratch: Scratch) -> None:
+        assert self._early is not None
+        scratch.admit(sum(frame.length for frame in frames))
+        self._early.check(frames, scratch)
+
+    def _appended(self, number: int, offset: int, length: int) -> None:
+        index = self._chunks_of.pop(number, None)
+        if self._early is not None and index is not None:
+            self._early.stored(StoredFrame(index, offset, length))
 
     def _send_data(self, task: _Task, scratch: Scratch) -> None:
         index = task.run.first
@@ -83,6 +106,7 @@ class SendJob:
         length = self.table.chunk_length(index)
         view = scratch.buffer(length)
         read = sum(segment_length for _, segment_length in task.run.segments)
+        scratch.admit(read)
         if read == length:
             zero = self._source.fill_and_scan(offset, view)
         else:
@@ -96,14 +120,21 @@ class SendJob:
             self._store_zero(task)
         elif self._codec.encoded:
             encoder = scratch.kept(self, self._codec.encoder)
-            frame = encoder.encode(view)
-            self.table.set(index, chunk_digest(view), len(frame), stored_digest(frame))
+            with scratch.computing:
+                digest = chunk_digest(view)
+                frame = encoder.encode(view)
+                self.table.set(index, digest, len(frame), stored_digest(frame))
+            self._chunks_of[task.number] = index
             self._appender.put(task.number, (frame,))
             written = len(frame)
         else:
-            self.table.set(index, chunk_digest(view))
+            with scratch.computing:
+                self.table.set(index, chunk_digest(view))
             count = self._file.write(offset, view)
             written = count if isinstance(count, int) else length
+            if self._early is not None:
+                scratch.admit(length)
+                self._early.check_raw(index, view, scratch)
         self._count(data=0 if zero else read, zero=length - task.run.free - (0 if zero else read), free=task.run.free)
         self.meter.add(done=length, read=read, written=written)
 

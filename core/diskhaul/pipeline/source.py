@@ -10,10 +10,14 @@ import diskhaul_native as native
 
 from ..api import DiskReader, Extent, ExtentKind
 from ..errors import DiskhaulError, StorageError
+from ..options import DirectIO
+from .direct import DirectReads
 from .free_space import overlay
 
 if TYPE_CHECKING:
-    from .workers import PipelineStalledError
+    from .workers import PipelineStalledError, Scratch
+
+_PAGE = 4096  # what direct reads may begin and end at, on every device so far
 
 
 class Source:
@@ -28,7 +32,7 @@ class Source:
         free: what the guest's filesystems do not use; `extents` gives it as FREE instead of DATA. Sorted, without overlap.
     """
 
-    def __init__(self, reader: DiskReader, label: str) -> None:
+    def __init__(self, reader: DiskReader, label: str, *, direct_io: DirectIO = "never") -> None:
         self.label = label
         self.free: Sequence[Extent] = ()
         self.reader = reader
@@ -38,12 +42,15 @@ class Source:
             raise StorageError(f"{label}: its storage gives the size {size!r}, which is not a number of bytes", path=label)
         self.size = size
         self._fd = _descriptor(reader)
+        self._direct = DirectReads(self._fd, direct_io) if self._fd is not None and direct_io != "never" else None
 
     def fill(self, offset: int, view: memoryview) -> None:
         """Read the whole of `view` from `offset` on; less is an error, never zeros."""
         try:
             if self._fd is not None:
-                native.read_into(self._fd, view, offset, name=self.label)
+                done = self._direct.read(view, offset, name=self.label) if self._direct is not None else 0
+                if done < len(view):
+                    native.read_into(self._fd, view[done:], offset + done, name=self.label)
                 return
             count = self.reader.read_into(offset, view)
         except DiskhaulError:
@@ -57,13 +64,25 @@ class Source:
 
     def fill_and_scan(self, offset: int, view: memoryview) -> bool:
         """`fill`, and say whether everything read is zero."""
-        if self._fd is None:
+        if self._fd is None or self._direct is not None:
             self.fill(offset, view)
             return native.is_zero(view)
         try:
             return native.read_scan(self._fd, view, offset, name=self.label)
         except OSError as error:
             raise self._failure("read", offset, error) from error
+
+    def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
+        """Read `length` bytes from `offset` on into the thread's buffer; the view is valid until that is used again.
+
+        What lies before and behind is read along where direct I/O asks for whole pages.
+        """
+        begin, end = offset, offset + length
+        if self._direct is not None:
+            begin, end = begin - begin % _PAGE, min(end + -end % _PAGE, self.size)
+        buffer = scratch.buffer(end - begin)
+        self.fill(begin, buffer)
+        return buffer[offset - begin : offset - begin + length]
 
     def extents(self) -> Iterator[Extent]:
         """What is where, ascending, without gaps or overlap, covering the whole disk. Checked: plugins get this wrong."""
@@ -110,10 +129,13 @@ class Source:
     def close(self) -> None:
         """Close the disk; closing it twice is fine. Nobody may be reading."""
         close = getattr(self.reader, "close", None)
-        if callable(close) and not self._closed:
+        if not self._closed:
             self._closed = True
             try:
-                close()
+                if self._direct is not None:
+                    self._direct.close()
+                if callable(close):
+                    close()
             except BaseException:  # a plugin may raise anything
                 pass  # what was read has been read; a failure here must neither hide another one nor keep other disks open
 

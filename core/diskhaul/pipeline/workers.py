@@ -1,4 +1,8 @@
-"""The threads that carry chunks of several disks through all steps, within one budget."""
+"""The threads that carry chunks of several disks through all steps, within one budget.
+
+There are more threads than may compute at once: those that are over read ahead or write, so that no CPU waits for a disk, and
+every chunk still stays with one thread.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,43 @@ import diskhaul_native as native
 
 from ..cancellation import CancellationToken
 from ..errors import DiskhaulError, OperationFailedError, StorageError
+from ..options import DEFAULT_CHUNK_SIZE, PathOptions
+from .throttle import Throttle
 
 MAX_DEFAULT_THREADS = 8
+CHUNKS_PER_WORKER = 4
+"""How many chunks' worth of memory a thread needs: the chunk, what it is encoded to, and pieces that wait for their turn."""
 CANCEL_GRACE_S = 30.0
 """How long a cancelled run waits for threads that hang in a read or write before it goes on without them."""
 _POLL_S = 0.1  # how soon a cancellation is noticed; the end of the work is notified, not polled
 
 
 def thread_count(asked: int) -> int:
-    """How many worker threads to use: `asked`, or one per usable CPU and at most eight where it is 0."""
+    """How many chunks to compute on at once: `asked`, or one per usable CPU and at most eight where it is 0."""
     return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
 
 
-class Scratch:
-    """What one worker thread keeps from chunk to chunk: an aligned buffer and its encoders or decoders."""
+def worker_count(options: PathOptions, chunk_size: int) -> int:
+    """How many threads to start: those that compute and those that read ahead, as far as `options.memory` goes."""
+    wanted = thread_count(options.threads) + options.read_ahead
+    return max(1, min(wanted, options.memory // (CHUNKS_PER_WORKER * chunk_size)))
 
-    def __init__(self) -> None:
+
+def _no_limit(length: int) -> None:
+    """Let `length` bytes through."""
+
+
+class Scratch:
+    """What one worker thread keeps from chunk to chunk: an aligned buffer and its encoders or decoders.
+
+    Attributes:
+        computing: held (``with``) while the CPU is used in earnest; as many threads at once as `PathOptions.threads` says.
+        admit: to be called with the number of bytes before they are read; returns when the bandwidth limit allows it.
+    """
+
+    def __init__(self, computing: threading.Semaphore | None = None, admit: Callable[[int], object] = _no_limit) -> None:
+        self.computing = computing or threading.Semaphore()
+        self.admit = admit
         self._buffer: memoryview | None = None
         self._kept: dict[object, Any] = {}
 
@@ -79,8 +104,11 @@ class _State:
 
 
 class _Pool:
-    def __init__(self, jobs: Sequence[DiskJob], *, stop_together: bool) -> None:
+    def __init__(self, jobs: Sequence[DiskJob], options: PathOptions, *, stop_together: bool) -> None:
         self.states = [_State(job) for job in jobs]
+        self._options = options
+        self._computing = threading.Semaphore(thread_count(options.threads))
+        self._throttle = Throttle(options.bwlimit) if options.bwlimit else None
         self.changed = threading.Condition()
         self.stop_together = stop_together
         self.stopping = False
@@ -89,7 +117,12 @@ class _Pool:
         self._turn = 0
 
     def work(self) -> None:
-        scratch = Scratch()
+        scratch = Scratch(self._computing, self._admit if self._throttle is not None else _no_limit)
+        try:
+            _lower_priority(self._options)
+        except OSError as error:
+            for state in self.states:
+                self._failed(state, OperationFailedError(f"the priority of a thread cannot be lowered: {error.strerror}"))
         while (claimed := self._claim()) is not None:
             state, task = claimed
             try:
@@ -100,6 +133,15 @@ class _Pool:
         with self.changed:
             self.working -= 1
             self.changed.notify_all()
+
+    def _admit(self, length: int) -> None:
+        """Wait until `length` more bytes may be moved, or the run is stopped."""
+        assert self._throttle is not None
+        until = time.monotonic() + self._throttle.delay_s(length)
+        with self.changed:
+            while not self.stopping and (left_s := until - time.monotonic()) > 0:
+                self.progress += 1  # to wait on purpose is no stall
+                self.changed.wait(min(left_s, 1.0))
 
     def _claim(self) -> tuple[_State, Any] | None:
         """The next task of the next disk in turn; None when no disk has one."""
@@ -189,13 +231,16 @@ class _Pool:
 
 def run_jobs(
     jobs: Sequence[DiskJob],
+    options: PathOptions,
     *,
-    threads: int,
     token: CancellationToken,
     stall_timeout_s: float,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
     stop_together: bool = False,
 ) -> None:
-    """Work on all `jobs` at once with `threads` threads and return when all have ended.
+    """Work on all `jobs` at once with the threads, memory, bandwidth and priorities of `options`; return when all have ended.
+
+    `chunk_size` is that of the largest chunks of the jobs, bytes.
 
     A job that failed has its `error` set; this raises only for what concerns all of them. With `stop_together` the first
     failure stops the other jobs as well, without an error of their own.
@@ -205,8 +250,8 @@ def run_jobs(
         PipelineStalledError: nothing moved for `stall_timeout_s` seconds. Threads that still hang are abandoned, so the files
             of the jobs in its `stuck` must not be closed (their numbers could be given to other files).
     """
-    pool = _Pool(jobs, stop_together=stop_together)
-    _start_threads(pool, thread_count(threads))
+    pool = _Pool(jobs, options, stop_together=stop_together)
+    _start_threads(pool, worker_count(options, chunk_size))
     seen, since, patience_s, cancelling = -1, time.monotonic(), stall_timeout_s, False
     with pool.changed:
         while pool.working:
@@ -243,6 +288,15 @@ def _start_threads(pool: _Pool, count: int) -> None:
             return
 
 
+def _lower_priority(options: PathOptions) -> None:
+    """Give the calling thread the priorities of `options`; on Linux they belong to threads, not processes."""
+    if options.nice:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + options.nice))
+    if options.io_priority != "normal":
+        native.set_io_priority(options.io_priority)
+
+
 class PipelineStalledError(OperationFailedError):
     """Reading or writing hangs. Threads inside were abandoned.
 
@@ -252,9 +306,7 @@ class PipelineStalledError(OperationFailedError):
             a file that a thread hangs in must not be closed before, since its number could be given to another file.
     """
 
-    def __init__(
-        self, message: str, *, stuck: Sequence[int], when_free: Callable[[int, Callable[[], object]], None]
-    ) -> None:
+    def __init__(self, message: str, *, stuck: Sequence[int], when_free: Callable[[int, Callable[[], object]], None]) -> None:
         super().__init__(message)
         self.stuck = tuple(stuck)
         self.when_free = when_free

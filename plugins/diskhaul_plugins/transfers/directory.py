@@ -23,14 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import diskhaul_native as native
-from diskhaul.api import BackendContext, Buffer, Capability, ExportReader, ExportStore, ExportWriter, StoreFile, Transfer
+from diskhaul.api import BackendContext, Buffer, Capability, DirectStoreFile, ExportReader, ExportStore, ExportWriter, Transfer
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.formats.export_id import is_export_id, parse_partial, parse_removing, partial_name, removing_name
 from diskhaul.model import Node
 from diskhaul.names import name_problem, printable
+from diskhaul.options import DirectIO
 
 from ..storages.raw import BLOCK_SIZE, RawReader, storage_error
 from . import beneath
+from .direct import DirectWrites
 from .identity import keep_identity, read_identity
 
 MANIFEST = "manifest.json"
@@ -39,6 +41,7 @@ _GANETI_CONFIG = "config.ini"
 _GANETI_CONFIG_LIMIT = 1 << 20  # bytes; what Ganeti writes is a few KiB
 _NOT_AN_INSTANCE = frozenset({"lost+found"})
 _MAX_PARTS = 1024  # IOV_MAX of Linux
+_WRITEBACK_STEP = 16 << 20  # bytes
 
 
 def capability() -> Capability:
@@ -295,8 +298,8 @@ class DirectoryReader(ExportReader):
             os.close(directory)
 
 
-class DirectoryFile(StoreFile):
-    """A file of an export that is being written. Thread-safe as `diskhaul.api.StoreFile` says."""
+class DirectoryFile(DirectStoreFile):
+    """A file of an export that is being written. Thread-safe as `diskhaul.api.DirectStoreFile` says."""
 
     def __init__(self, name: str, descriptor: int, path: str) -> None:
         self._name = name
@@ -308,6 +311,8 @@ class DirectoryFile(StoreFile):
         self._lock = threading.Lock()
         self._users = 0
         self._close_late = -1  # closed by the last of those who were in a call when `close` came
+        self._direct: DirectWrites | None = None
+        self._writing_back = 0  # up to where the cache has been told to write
 
     @property
     def name(self) -> str:
@@ -322,21 +327,67 @@ class DirectoryFile(StoreFile):
         with self._lock:
             return self._checked("write")
 
+    def use_direct_io(self, mode: DirectIO, /) -> None:
+        if mode == "never":
+            return
+        with self._using("write") as descriptor:
+            try:
+                self._direct = DirectWrites(descriptor, self._path)
+            except OSError as error:
+                if mode == "always":
+                    raise self._failed("write past the page cache (direct_io = always)", error) from error
+
     def append(self, parts: Sequence[Buffer], /) -> None:
         pending = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
         with self._using("write") as descriptor:
             try:
-                while pending:
-                    written = os.pwritev(descriptor, pending[:_MAX_PARTS], self._end)
-                    self._end += written
-                    pending = _after(pending, written)
+                if self._direct is not None and not self._direct.refused:
+                    pending = self._append_directly(self._direct, pending)
+                self._append_cached(descriptor, pending)
             except OSError as error:
                 raise self._failed("write", error, self._end) from error
+
+    def _append_directly(self, direct: DirectWrites, pending: list[memoryview]) -> list[memoryview]:
+        """Append past the cache; return what has to go through it after all."""
+        for number, part in enumerate(pending):
+            taken = direct.append(part)
+            if direct.refused:
+                self._end = direct.settled
+                return [direct.left, part[taken:], *pending[number + 1 :]]
+            self._end += taken
+        return []
+
+    def _append_cached(self, descriptor: int, pending: list[memoryview]) -> None:
+        while pending:
+            written = os.pwritev(descriptor, pending[:_MAX_PARTS], self._end)
+            self._end += written
+            pending = _after(pending, written)
+        if self._end - self._writing_back >= _WRITEBACK_STEP:
+            # What is written early need not be waited for in the end.
+            native.start_writeback(descriptor, self._writing_back, self._end - self._writing_back, name=self._path)
+            self._writing_back = self._end
+
+    @property
+    def settled(self) -> int:
+        return self._direct.settled if self._direct is not None else 0
+
+    def read_back(self, offset: int, buffer: memoryview, /) -> bool:
+        with self._using("read back"):
+            try:
+                return self._direct is not None and self._direct.read_back(offset, buffer)
+            except OSError as error:
+                raise self._failed("read back", error, offset) from error
 
     def write(self, offset: int, buffer: Buffer, /) -> int:
         with self._using("write") as descriptor:
             try:
-                return native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, zero_holes=False, name=self._path)
+                if self._direct is not None:
+                    written = self._direct.write_sparse(memoryview(buffer), offset, BLOCK_SIZE)
+                    if written is not None:
+                        return written
+                written = native.write_sparse(descriptor, buffer, offset, block_size=BLOCK_SIZE, name=self._path)
+                native.start_writeback(descriptor, offset, memoryview(buffer).nbytes, name=self._path)
+                return written
             except OSError as error:
                 raise self._failed("write", error, offset) from error
 
@@ -350,6 +401,9 @@ class DirectoryFile(StoreFile):
     def finish(self) -> None:
         with self._using("finish") as descriptor:
             try:
+                if self._direct is not None and not self._direct.refused and self._direct.left:
+                    self._end = self._direct.settled
+                    self._append_cached(descriptor, [self._direct.left])
                 native.fsync(descriptor, name=self._path)
             except OSError as error:
                 raise self._failed("make it durable", error) from error
@@ -357,7 +411,7 @@ class DirectoryFile(StoreFile):
             descriptor = self._checked("close")
             self._descriptor = -1
         try:
-            os.close(descriptor)
+            self._close(descriptor)
         except OSError as error:
             raise self._failed("close", error) from error
         self._durable = True
@@ -370,9 +424,16 @@ class DirectoryFile(StoreFile):
                 self._close_late, descriptor = max(descriptor, self._close_late), -1
         if descriptor >= 0:
             try:
-                os.close(descriptor)
+                self._close(descriptor)
             except OSError as error:
                 raise self._failed("close", error) from error
+
+    def _close(self, descriptor: int) -> None:
+        try:
+            if self._direct is not None:
+                self._direct.close()
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _using(self, action: str) -> Iterator[int]:
@@ -389,7 +450,7 @@ class DirectoryFile(StoreFile):
                 if not self._users:
                     late, self._close_late = self._close_late, -1
             if late >= 0:
-                os.close(late)  # what was written has been given up: a failure says nothing new
+                self._close(late)  # what was written has been given up: a failure says nothing new
 
     def _checked(self, action: str) -> int:
         """The descriptor, when it may still be used. Called with the lock."""

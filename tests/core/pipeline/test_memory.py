@@ -17,6 +17,7 @@ from diskhaul.cancellation import CancellationToken
 from diskhaul.formats.chunk_table import effective_chunk_size
 from diskhaul.formats.codec import codec_for, parse_compress
 from diskhaul.model import Cluster, Node
+from diskhaul.options import PathOptions
 from diskhaul.pipeline.meter import Meter
 from diskhaul.pipeline.send import SendJob
 from diskhaul.pipeline.source import Source
@@ -39,7 +40,7 @@ writer = store.begin("web1", "20261122T103308Z-1a2b3c4d")
 before = peak_kib()
 job = SendJob(Source(disk, "disk 0"), writer.create("disk-0"), chunk_size=effective_chunk_size(size, 4 << 20), codec=codec,
               meter=Meter(0, "send", size, lambda event: None), window=8, when_sent=lambda: None)
-run_jobs([job], threads=4, token=CancellationToken(), stall_timeout_s=300)
+run_jobs([job], PathOptions(threads=4), token=CancellationToken(), stall_timeout_s=300)
 if job.error:
     raise job.error
 assert job.data_bytes + job.zero_bytes == size and job.data_bytes >= 8 * 65536

@@ -23,6 +23,7 @@ from diskhaul.formats.codec import Codec, codec_for, parse_compress
 from diskhaul.formats.corruption import CorruptError
 from diskhaul.formats.manifest import DiskRecord
 from diskhaul.model import Cluster, Node
+from diskhaul.options import PathOptions
 from diskhaul.pipeline import chunk_plan
 from diskhaul.pipeline.meter import Meter
 from diskhaul.pipeline.raw_restore import RawRestoreJob
@@ -84,7 +85,7 @@ class Sent:
         try:
             meter = Meter(0, "verify", self.record.size, lambda event: None)
             job = ReadBackJob(disk, writer=writer, decode=decode, stop_at_first=stop_at_first, meter=meter)
-            run_jobs([job], threads=3, token=CancellationToken(), stall_timeout_s=60)
+            run_jobs([job], PathOptions(threads=3, read_ahead=0), token=CancellationToken(), stall_timeout_s=60)
             return job
         finally:
             disk.source.close()
@@ -134,7 +135,7 @@ def send(tmp_path: Path) -> Iterator[Send]:
             window=2 * threads,
             when_sent=when_sent,
         )
-        run_jobs([job], threads=threads, token=CancellationToken(), stall_timeout_s=60)
+        run_jobs([job], PathOptions(threads=threads, read_ahead=0), token=CancellationToken(), stall_timeout_s=60)
         if job.error is not None:
             assert not job.sent
             raise job.error
@@ -384,7 +385,7 @@ def test_a_raw_dump_is_copied_and_its_holes_are_zeros(tmp_path: Path, size: int,
 
         target = RecordingDisk(MemoryDisk(size, fill=fill))
         job = RawRestoreJob(Source(Dump(), "dump"), target, Meter(0, "restore", size, lambda event: None))
-        run_jobs([job], threads=2, token=CancellationToken(), stall_timeout_s=60)
+        run_jobs([job], PathOptions(threads=2, read_ahead=0), token=CancellationToken(), stall_timeout_s=60)
     assert job.error is None
     assert target.content() == path.read_bytes()
     assert len(target.of("flush")) == 1
@@ -394,6 +395,6 @@ def test_a_raw_dump_is_copied_and_its_holes_are_zeros(tmp_path: Path, size: int,
 def test_a_raw_dump_onto_a_failing_target_fails() -> None:
     target = FaultyDisk(MemoryDisk(100), Fault(on="write", error=errno.EIO))
     job = RawRestoreJob(Source(MemoryDisk(b"x" * 100), "dump"), target, Meter(0, "restore", 100, lambda event: None))
-    run_jobs([job], threads=1, token=CancellationToken(), stall_timeout_s=60)
+    run_jobs([job], PathOptions(threads=1, read_ahead=0), token=CancellationToken(), stall_timeout_s=60)
     assert isinstance(job.error, StorageError)
     assert "offset 0" in str(job.error)

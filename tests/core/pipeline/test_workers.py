@@ -12,6 +12,7 @@ import pytest
 
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import InterruptedRunError, OperationFailedError, SnapshotError, StorageError
+from diskhaul.options import PathOptions
 from diskhaul.pipeline import workers
 from diskhaul.pipeline.workers import PipelineStalledError, Scratch, as_diskhaul_error, run_jobs, thread_count
 
@@ -61,7 +62,9 @@ class Job:
 
 
 def go(*jobs: Job, threads: int = 3, stall_s: float = NEVER_S, token: CancellationToken | None = None, **more: Any) -> None:
-    run_jobs(jobs, threads=threads, token=token or CancellationToken(), stall_timeout_s=stall_s, **more)
+    run_jobs(
+        jobs, PathOptions(threads=threads, read_ahead=0), token=token or CancellationToken(), stall_timeout_s=stall_s, **more
+    )
 
 
 def raising(error: BaseException) -> Callable[[], object]:

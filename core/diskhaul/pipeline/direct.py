@@ -1,0 +1,95 @@
+"""Reading past the page cache, where that is possible and useful."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import diskhaul_native as native
+
+from ..options import DirectIO
+
+_SMALLEST = 256 * 1024
+"""Bytes: shorter reads gain nothing from it."""
+
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+"""How a file or filesystem says that it does not take direct I/O, at opening or at the first read. What the file does to a valid
+range is told by other numbers."""
+
+
+class DirectReads:
+    """Direct reads of an opened file or device.
+
+    Whether it takes them is found out once, at the first read that could be one; then that is remembered. Under "auto" what
+    lies in the page cache is left to be read from there. Thread-safe but for `close`, after which nothing is read directly.
+
+    Args:
+        descriptor: open for reading; stays the caller's.
+        mode: not "never".
+    """
+
+    def __init__(self, descriptor: int, mode: DirectIO) -> None:
+        self._descriptor = descriptor
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._direct = -1
+        self._alignment = 0
+        self._open = True
+        self._cache_tells = mode == "auto"
+
+    def read(self, view: memoryview, offset: int, *, name: str) -> int:
+        """Read a part of `view`, from its beginning, directly; return how many bytes, which may be none.
+
+        Raises:
+            OSError: the file cannot be read there; under "always" also EOPNOTSUPP, when it takes no direct I/O.
+        """
+        if len(view) < _SMALLEST:
+            return 0
+        direct = self._ready(name)
+        if direct < 0 or offset % self._alignment or native.address_of(view) % self._alignment:
+            return 0
+        length = len(view) - len(view) % self._alignment
+        if not length or self._is_cached(offset, length):
+            return 0
+        try:
+            native.read_direct(direct, view[:length], offset, length, name=name)
+        except OSError as error:
+            if error.errno not in _REFUSED or self._mode == "always":
+                raise
+            self.close()
+            return 0
+        return length
+
+    def _is_cached(self, offset: int, length: int) -> bool:
+        """Whether more of the range is in the page cache than not."""
+        if not self._cache_tells:
+            return False
+        try:
+            return native.cached_bytes(self._descriptor, offset, length) > length // 2
+        except OSError:
+            self._cache_tells = False  # this kernel cannot tell
+            return False
+
+    def _ready(self, name: str) -> int:
+        """The descriptor for direct reads, or -1 when there is none."""
+        with self._lock:
+            if self._direct < 0 and self._open:
+                self._open = False  # tried once
+                try:
+                    self._alignment = native.direct_alignment(self._descriptor)
+                    if self._alignment:
+                        self._direct = native.open_direct(self._descriptor)
+                except OSError as error:
+                    if error.errno not in _REFUSED or self._mode == "always":
+                        raise
+                if self._direct < 0 and self._mode == "always":
+                    raise OSError(errno.EOPNOTSUPP, "direct I/O is not supported here: use direct_io = auto", name)
+            return self._direct
+
+    def close(self) -> None:
+        """Read nothing directly any more."""
+        with self._lock:
+            direct, self._direct, self._open = self._direct, -1, False
+        if direct >= 0:
+            os.close(direct)
