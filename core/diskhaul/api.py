@@ -472,6 +472,10 @@ class ExportStore(Protocol):
         """Reasons why an export of `instance` cannot be read or put here, one line each. Changes nothing."""
         ...
 
+    def direct_io_problem(self) -> str | None:
+        """Why files here cannot be written past the page cache, in one line, or None when they can. Leaves nothing behind."""
+        return "this store knows no direct I/O"
+
     def free_bytes(self) -> int | None:
         """Room for new exports, or None when there is no telling."""
         ...

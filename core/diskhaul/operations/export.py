@@ -181,6 +181,8 @@ class ExportOperation(Operation[ExportResult]):
                 if not wrong:
                     sources[disk.index] = source = open_source(storage, disk)
                     wrong += size_problems(disk, source)
+                    if self.options.direct_io == "always" and (problem := source.direct_io_problem()):
+                        wrong.append(f"direct_io = always: {problem}; use direct_io = auto")
                 place = storage.location(disk)
                 if not isinstance(place, str):
                     raise TypeError(f"its storage gives the location {place!r} instead of text")
@@ -196,7 +198,8 @@ class ExportOperation(Operation[ExportResult]):
         if self.target.offline:
             return None
         try:
-            found, free = on_node(self.host, self.target, _store_facts, self.instance.name)
+            direct = self.options.direct_io == "always"
+            found, free = on_node(self.host, self.target, _store_facts, self.instance.name, direct)
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             problems += failure_lines(f"node {self.target.name}", error)
             return None
@@ -452,8 +455,16 @@ def size_problems(disk: Disk, source: Source) -> list[str]:
     return []
 
 
-def _store_facts(store: ExportStore, instance: str) -> tuple[list[str], int | None]:
-    return list(store.check(instance, for_writing=True)), store.free_bytes()
+def _store_facts(store: ExportStore, instance: str, direct: bool) -> tuple[list[str], int | None]:
+    problems = list(store.check(instance, for_writing=True))
+    if direct and not problems and (problem := _direct_io_problem(store)):
+        problems.append(f"direct_io = always: {problem}; use direct_io = auto")
+    return problems, store.free_bytes()
+
+
+def _direct_io_problem(store: ExportStore) -> str | None:
+    asked = getattr(store, "direct_io_problem", None)
+    return asked() if callable(asked) else "the node's store knows no direct I/O"
 
 
 def _mib(size: int) -> str:

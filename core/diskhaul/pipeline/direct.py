@@ -18,6 +18,17 @@ _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 range is told by other numbers."""
 
 
+def direct_io_problem(descriptor: int) -> str | None:
+    """Why what is open there cannot be read directly, or None when it can."""
+    try:
+        if native.direct_alignment(descriptor):
+            os.close(native.open_direct(descriptor))
+            return None
+    except OSError as error:
+        return f"direct I/O: {os.strerror(error.errno or 0)}"
+    return "its filesystem has no direct I/O"
+
+
 class DirectReads:
     """Direct reads of an opened file or device.
 

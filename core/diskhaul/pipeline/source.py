@@ -11,7 +11,7 @@ import diskhaul_native as native
 from ..api import DiskReader, Extent, ExtentKind
 from ..errors import DiskhaulError, StorageError
 from ..options import DirectIO
-from .direct import DirectReads
+from .direct import DirectReads, direct_io_problem
 from .free_space import overlay
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ class Source:
         self.size = size
         self._fd = _descriptor(reader)
         self._direct = DirectReads(self._fd, direct_io) if self._fd is not None and direct_io != "never" else None
+
+    def direct_io_problem(self) -> str | None:
+        """Why this disk cannot be read past the page cache, or None when it can."""
+        if self._fd is None:
+            return "its storage gives no file descriptor"
+        return direct_io_problem(self._fd)
 
     def fill(self, offset: int, view: memoryview) -> None:
         """Read the whole of `view` from `offset` on; less is an error, never zeros."""

@@ -110,6 +110,18 @@ class DirectoryStore(ExportStore):
         finally:
             os.close(root)
 
+    def direct_io_problem(self) -> str | None:
+        with self._root() as root:
+            try:
+                descriptor = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=root)
+                try:
+                    DirectWrites(descriptor, self._path).close()
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                return f"{self._path}: {os.strerror(error.errno or 0)}"
+        return None
+
     def free_bytes(self) -> int | None:
         try:
             status = os.statvfs(self._path)
