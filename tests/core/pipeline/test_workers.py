@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import InterruptedRunError, OperationFailedError, SnapshotError, StorageError
 from diskhaul.options import PathOptions
 from diskhaul.pipeline import workers
-from diskhaul.pipeline.workers import PipelineStalledError, Scratch, as_diskhaul_error, run_jobs, thread_count
+from diskhaul.pipeline.workers import PipelineStalledError, Scratch, as_diskhaul_error, run_jobs, thread_count, worker_count
 
 END_S = 30.0
 NEVER_S = 300.0
@@ -309,6 +311,63 @@ def test_each_thread_keeps_its_own_buffer_and_what_it_made() -> None:
     made = scratch.kept("key", object)
     assert scratch.kept("key", object) is made
     assert Scratch().kept("key", object) is not made
+
+
+def test_no_more_threads_compute_at_once_than_asked_for_and_the_others_go_on_reading() -> None:
+    computing, most, reading = 0, 0, threading.Barrier(4, timeout=END_S)
+    lock = threading.Lock()
+
+    class Computes(Job):
+        def run(self, task: int, scratch: Scratch, /) -> None:
+            nonlocal computing, most
+            if task < 4:
+                reading.wait()  # four threads are here at once, or this breaks
+            with scratch.computing:
+                with lock:
+                    computing += 1
+                    most = max(most, computing)
+                os.sched_yield()
+                with lock:
+                    computing -= 1
+            super().run(task, scratch)
+
+    job = Computes(40)
+    run_jobs([job], PathOptions(threads=2, read_ahead=2), token=CancellationToken(), stall_timeout_s=NEVER_S)
+    assert job.error is None
+    assert sorted(job.done) == list(range(40))
+    assert most <= 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "read_ahead", "memory", "chunk", "workers"),
+    [
+        (4, 2, 192 << 20, 4 << 20, 6),
+        (4, 0, 192 << 20, 4 << 20, 4),
+        (64, 2, 192 << 20, 4 << 20, 12),
+        (4, 2, 192 << 20, 64 << 20, 1),
+        (1, 0, 16 << 20, 1 << 30, 1),
+    ],
+)
+def test_there_are_as_many_workers_as_the_memory_is_for(
+    threads: int, read_ahead: int, memory: int, chunk: int, workers: int
+) -> None:
+    assert worker_count(PathOptions(threads=threads, read_ahead=read_ahead, memory=memory), chunk) == workers
+
+
+def test_the_workers_are_nicer_and_the_caller_is_not() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: list[tuple[int, str]] = []
+
+    def look() -> None:
+        shown = subprocess.run(["ionice", "-p", str(threading.get_native_id())], capture_output=True, text=True, check=True)
+        found.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), shown.stdout.strip()))
+
+    job = Job(1, task0=look)
+    options = PathOptions(threads=1, read_ahead=0, nice=3, io_priority="idle")
+    run_jobs([job], options, token=CancellationToken(), stall_timeout_s=NEVER_S)
+    assert job.error is None
+    assert found == [(min(19, own + 3), "idle")]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
 def test_the_number_of_threads_is_what_was_asked_for_or_that_of_the_processors() -> None:
