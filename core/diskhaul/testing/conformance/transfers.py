@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from diskhaul.api import ExportReader, ExportStore, StoreFile, Transfer
+from diskhaul.api import DirectStoreFile, ExportReader, ExportStore, StoreFile, Transfer
 from diskhaul.errors import DiskhaulError, UnreachableNodeError
 from diskhaul.model import Node
+from diskhaul_native import aligned_buffer
 
 from .storages import descriptors, pattern, read
 
@@ -192,6 +193,43 @@ class TransferConformance:
         assert list(export.names()) == ["disk-0.raw"]
         assert content(export, "disk-0.raw") == pattern(70_000)
         writer.publish(MANIFEST)
+
+    def test_what_has_settled_is_what_was_appended(self, store: ExportStore) -> None:
+        writer = store.begin(INSTANCE, NEW)
+        file = writer.create("disk-0.raw.zst")
+        if not isinstance(file, DirectStoreFile):
+            writer.abort()
+            return  # it need not be
+        file.use_direct_io("auto")
+        whole, settled = pattern(12 << 20), 0
+        buffer = aligned_buffer(4096 * KIB)
+        for begin in range(0, len(whole), 1_000_000):
+            file.append([whole[begin : begin + 1_000_000]])
+            assert settled <= file.settled <= begin + 1_000_000
+            settled = file.settled
+            if settled >= 4096 * KIB and file.read_back(settled - 4096 * KIB, buffer):
+                assert buffer == whole[settled - 4096 * KIB : settled]
+        file.finish()
+        writer.publish(MANIFEST)
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+
+    def test_what_was_written_can_be_read_back_at_once(self, store: ExportStore) -> None:
+        writer = store.begin(INSTANCE, NEW)
+        file = writer.create("disk-0.raw")
+        buffer = aligned_buffer(256 * KIB)
+        buffer[:] = pattern(256 * KIB)
+        if isinstance(file, DirectStoreFile):
+            file.use_direct_io("auto")
+        file.write(512 * KIB, buffer)
+        if isinstance(file, DirectStoreFile):
+            buffer[:] = bytes(256 * KIB)
+            if file.read_back(512 * KIB, buffer):
+                assert buffer == pattern(256 * KIB)
+        file.set_size(1000 * KIB)
+        file.finish()
+        writer.publish(MANIFEST)
+        expected = bytes(512 * KIB) + pattern(256 * KIB) + bytes(232 * KIB)
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw") == expected
 
     def test_exports_are_listed_oldest_first(self, store: ExportStore) -> None:
         make(store, NEW)
