@@ -360,7 +360,7 @@ class StoreFile(Protocol):
         ...
 
     def set_size(self, size: int, /) -> object:
-        """Make the file `size` bytes large; what was not written reads as zeros."""
+        """Make the file `size` bytes large; what was not written reads as zeros. Called before the first `write`, and after the last."""
         ...
 
     def finish(self) -> object:

@@ -152,7 +152,7 @@ class NewExport:
     def _send_job(self, disk: Disk, source: Source, disks: ExportDisks, window: int) -> SendJob:
         return SendJob(
             source,
-            self._bounded("create", lambda: self._create(self._file_name(disk))),
+            self._bounded("create", lambda: self._create(self._file_name(disk), source.size)),
             chunk_size=effective_chunk_size(source.size, self._options.chunk_size),
             codec=self._codec,
             meter=Meter(disk.index, "send", source.size, self._feedback.emit),
@@ -161,10 +161,12 @@ class NewExport:
             check_early=self._options.verify == "stored" and not disks.guest_waits,
         )
 
-    def _create(self, name: str) -> StoreFile:
+    def _create(self, name: str, disk_size: int) -> StoreFile:
         file = self._writer.create(name)
         if isinstance(file, DirectStoreFile):
             file.use_direct_io(self._options.direct_io)
+        if not self._codec.encoded:
+            file.set_size(disk_size)  # first, so that chunks that end in zeros can be read back whole
         return file
 
     def _file_name(self, disk: Disk) -> str:

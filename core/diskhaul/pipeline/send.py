@@ -28,6 +28,8 @@ class _Task:
 class SendJob:
     """Sends one disk into one file of an export.
 
+    A raw file that is to be checked early (`check_early`) must have the disk's size already.
+
     After `finish`, `table` holds the digests and the byte counts below are final.
 
     Attributes:
@@ -178,7 +180,7 @@ class SendJob:
                 self._file.append(trailer)
             self.stored_bytes = self._appender.written + sum(len(part) for part in trailer)
         else:
-            self._file.set_size(self._source.size)
+            self._file.set_size(self._source.size)  # zeros at the end have not been written
             self.stored_bytes = self._source.size
         self._file.finish()
         self._when_sent()
