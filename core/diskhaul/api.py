@@ -360,7 +360,10 @@ class StoreFile(Protocol):
         ...
 
     def set_size(self, size: int, /) -> object:
-        """Make the file `size` bytes large; what was not written reads as zeros. Called before the first `write`, and after the last."""
+        """Make the file `size` bytes large; what was not written reads as zeros.
+
+        Of a raw file it is called before the first `write`, and again after the last.
+        """
         ...
 
     def finish(self) -> object:
