@@ -20,6 +20,7 @@ class Meter:
         self._disk, self._activity, self._total, self._emit = disk, activity, total, emit
         self._lock = threading.Lock()
         self._told = 0.0
+        self._silent = False
 
     def add(self, *, done: int = 0, read: int = 0, written: int = 0) -> None:
         now = time.monotonic()
@@ -37,7 +38,13 @@ class Meter:
         self._tell(finished=True)
         return time.monotonic() - self.begun
 
+    def silence(self) -> None:
+        """Tell nothing any more: the disk has failed, and threads that were left behind may still come by."""
+        self._silent = True
+
     def _tell(self, *, finished: bool) -> None:
+        if self._silent:
+            return
         self._emit(
             DiskProgress(
                 disk=self._disk,

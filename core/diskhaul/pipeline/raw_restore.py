@@ -46,3 +46,4 @@ class RawRestoreJob:
 
     def fail(self) -> None:
         """Nobody waits inside `run`."""
+        self.meter.silence()

@@ -296,3 +296,4 @@ class ReadBackJob:
 
     def fail(self) -> None:
         """Nobody waits inside `run`."""
+        self.meter.silence()

@@ -188,4 +188,5 @@ class SendJob:
         self.seconds = self.meter.finish()
 
     def fail(self) -> None:
+        self.meter.silence()
         self._appender.fail()

@@ -38,3 +38,13 @@ def test_the_first_step_and_the_end_are_told_and_not_every_step_between() -> Non
     assert [event.finished for event in told].count(True) == 1
     assert len(told) < 10_000
     assert [event.done for event in told] == sorted(event.done for event in told)
+
+
+def test_of_a_disk_that_has_failed_nothing_is_told_any_more() -> None:
+    told: list[DiskProgress] = []
+    meter = Meter(0, "send", 100, told.append)
+    meter.silence()
+    meter.add(done=10)
+    meter.finish()
+    assert told == []
+    assert meter.done == 10
