@@ -92,7 +92,7 @@ class Export:
 
     def import_fails(self) -> diskhaul.VerificationError:
         """Import it, which has to fail for its damage, and to leave no file that passes for a disk."""
-        where, options = ImportWhere(to_dir=self.target), diskhaul.ImportOptions(threads=1)
+        where, options = ImportWhere(to_dir=self.target), diskhaul.ImportOptions(threads=1, read_ahead=0)
         with pytest.raises(diskhaul.VerificationError) as caught:
             ImportOperation(self._context, str(self.path), where, options, has_cluster=False).run()
         left = sorted(os.listdir(self.target)) if self.target.exists() else []

@@ -616,7 +616,7 @@ def test_a_file_that_shrinks_while_it_is_read_fails_the_export(lab: Lab, unchang
             os.truncate(guest.disk, 1 << 20)
 
     with pytest.raises(diskhaul.OperationFailedError, match="disk 0"):
-        lab.export(on_event=shrink, compress=compress, threads=1)
+        lab.export(on_event=shrink, compress=compress, threads=1, read_ahead=0)
 
     assert lab.listed() == []
     check.check()

@@ -60,7 +60,7 @@ if handler == "raises":
 elif handler == "exit":
     signal.signal(signal.SIGTERM, leaving)
 diskhaul.operations.guest._SETTLE_S = 0.01
-options = diskhaul.ExportOptions(chunk_size=256 << 10, threads=1, shutdown_timeout_s=5.0)
+options = diskhaul.ExportOptions(chunk_size=256 << 10, threads=1, read_ahead=0, shutdown_timeout_s=5.0)
 cluster = diskhaul.load_cluster(config)
 try:
     if not in_main:

@@ -54,7 +54,7 @@ cluster = diskhaul.load_cluster(config)
 if moment >= 0:
     threading.setprofile(count)  # the threads that do the work
 # The guest shuts down at once; and a recovery watches it for as long as its shutdown may take.
-options = diskhaul.ExportOptions(chunk_size=256 << 10, threads=1, shutdown_timeout_s=1.0, **eval(sys.argv[5]))
+options = diskhaul.ExportOptions(chunk_size=256 << 10, threads=1, read_ahead=0, shutdown_timeout_s=1.0, **eval(sys.argv[5]))
 diskhaul.export("web1", node="beta", config=cluster, options=options, on_event=on_event)
 print(calls)
 """
