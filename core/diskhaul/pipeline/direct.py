@@ -61,7 +61,7 @@ class DirectReads:
         if direct < 0 or offset % self._alignment or native.address_of(view) % self._alignment:
             return 0
         length = len(view) - len(view) % self._alignment
-        if not length or self._is_cached(offset, length):
+        if not length or self.cached_bytes(offset, length) > length // 2:
             return 0
         try:
             native.read_direct(direct, view[:length], offset, length, name=name)
@@ -72,15 +72,15 @@ class DirectReads:
             return 0
         return length
 
-    def _is_cached(self, offset: int, length: int) -> bool:
-        """Whether more of the range is in the page cache than not."""
+    def cached_bytes(self, offset: int, length: int) -> int:
+        """How many bytes of a range are in the page cache and would be read from there; 0 where nobody can tell."""
         if not self._cache_tells:
-            return False
+            return 0
         try:
-            return native.cached_bytes(self._descriptor, offset, length) > length // 2
+            return native.cached_bytes(self._descriptor, offset, length)
         except OSError:
             self._cache_tells = False  # this kernel cannot tell
-            return False
+            return 0
 
     def _ready(self, name: str) -> int:
         """The descriptor for direct reads, or -1 when there is none."""

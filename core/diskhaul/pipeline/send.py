@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import diskhaul_native as native
 
-from ..api import StoreFile
+from ..api import Buffer, StoreFile
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec
 from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
@@ -109,36 +109,53 @@ class SendJob:
         view = scratch.buffer(length)
         read = sum(segment_length for _, segment_length in task.run.segments)
         scratch.admit(read)
-        if read == length:
-            zero = self._source.fill_and_scan(offset, view)
-        else:
-            view[:] = bytes(length)
-            for position, segment_length in task.run.segments:
-                begin = position - offset
-                self._source.fill(position, view[begin : begin + segment_length])
-            zero = native.is_zero(view)
-        written = 0
-        if zero:
+        # What the page cache has is copied right before the work on it, and still in the CPU's own caches then; what has to come
+        # from the disk is waited for while other threads compute.
+        cached = self._source.is_cached(offset, length)
+        if not cached:
+            self._fill(task.run, offset, view)
+        with scratch.computing:
+            if cached:
+                self._fill(task.run, offset, view)
+            stored = self._encode(index, view, scratch)
+        if stored is None:
             self._store_zero(task)
+            written = 0
         elif self._codec.encoded:
-            encoder = scratch.kept(self, self._codec.encoder)
-            with scratch.computing:
-                digest = chunk_digest(view)
-                frame = encoder.encode(view)
-                self.table.set(index, digest, len(frame), stored_digest(frame))
             self._chunks_of[task.number] = index
-            self._appender.put(task.number, (frame,))
-            written = len(frame)
+            self._appender.put(task.number, (stored,))
+            written = len(stored)
         else:
-            with scratch.computing:
-                self.table.set(index, chunk_digest(view))
-            count = self._file.write(offset, view)
-            written = count if isinstance(count, int) else length
-            if self._early is not None:
-                scratch.admit(length)
-                self._early.check_raw(index, view, scratch)
-        self._count(data=0 if zero else read, zero=length - task.run.free - (0 if zero else read), free=task.run.free)
+            written = self._write_raw(index, view, scratch)
+        data = read if stored is not None else 0
+        self._count(data=data, zero=length - task.run.free - data, free=task.run.free)
         self.meter.add(done=length, read=read, written=written)
+
+    def _fill(self, run: ChunkRun, offset: int, view: memoryview) -> None:
+        """Read a chunk; what no segment covers is zeros."""
+        if run.segments != ((offset, len(view)),):
+            view[:] = bytes(len(view))
+        for position, length in run.segments:
+            self._source.fill(position, view[position - offset : position - offset + length])
+
+    def _encode(self, index: int, view: memoryview, scratch: Scratch) -> Buffer | None:
+        """Digest a chunk; return what is to be stored for it, None when all of it is zeros."""
+        if native.is_zero(view):
+            return None
+        digest = chunk_digest(view)
+        if not self._codec.encoded:
+            self.table.set(index, digest)
+            return view
+        frame: Buffer = scratch.kept(self, self._codec.encoder).encode(view)
+        self.table.set(index, digest, len(frame), stored_digest(frame))
+        return frame
+
+    def _write_raw(self, index: int, view: memoryview, scratch: Scratch) -> int:
+        count = self._file.write(index * self._chunk_size, view)
+        if self._early is not None:
+            scratch.admit(len(view))
+            self._early.check_raw(index, view, scratch)
+        return count if isinstance(count, int) else len(view)
 
     def _send_zeros(self, task: _Task) -> None:
         length = self._store_zero(task)

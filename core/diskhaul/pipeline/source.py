@@ -50,6 +50,10 @@ class Source:
             return "its storage gives no file descriptor"
         return direct_io_problem(self._fd)
 
+    def is_cached(self, offset: int, length: int) -> bool:
+        """Whether reading a range is known to be no more than copying it from the page cache."""
+        return self._direct is not None and self._direct.cached_bytes(offset, length) >= length
+
     def fill(self, offset: int, view: memoryview) -> None:
         """Read the whole of `view` from `offset` on; less is an error, never zeros."""
         try:
@@ -67,16 +71,6 @@ class Source:
             raise StorageError(
                 f"{self.label}: short read at offset {offset}: {count} of {len(view)} bytes", path=self.label, offset=offset
             )
-
-    def fill_and_scan(self, offset: int, view: memoryview) -> bool:
-        """`fill`, and say whether everything read is zero."""
-        if self._fd is None or self._direct is not None:
-            self.fill(offset, view)
-            return native.is_zero(view)
-        try:
-            return native.read_scan(self._fd, view, offset, name=self.label)
-        except OSError as error:
-            raise self._failure("read", offset, error) from error
 
     def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
         """Read `length` bytes from `offset` on into the thread's buffer; the view is valid until that is used again.

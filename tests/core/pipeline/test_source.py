@@ -112,20 +112,6 @@ def test_a_fileno_that_only_says_there_is_none_is_none() -> None:
     assert filled(Source(File(CONTENT), "disk 0"), 5, 50) == CONTENT[5:55]
 
 
-@pytest.mark.parametrize("has_descriptor", [True, False])
-def test_filling_and_scanning_says_whether_all_is_zero(tmp_path: Path, has_descriptor: bool) -> None:
-    content = bytes(4096) + b"\1" + bytes(4095)
-    path = tmp_path / "disk.raw"
-    path.write_bytes(content)
-    source = Source(WithDescriptor(path) if has_descriptor else MemoryDisk(content), "disk 0")
-    buffer = memoryview(bytearray(b"?" * 4096))
-    assert source.fill_and_scan(0, buffer) is True
-    assert buffer == content[:4096]
-    assert source.fill_and_scan(4096, buffer) is False
-    assert buffer == content[4096:]
-    source.close()
-
-
 @pytest.mark.parametrize("size", [-1, 1.0, "100", None, True])
 def test_a_size_that_is_none_is_refused(size: Any) -> None:
     with pytest.raises(StorageError, match=r"disk 0: its storage gives the size .* not a number of bytes"):
@@ -166,11 +152,10 @@ def test_whatever_a_reader_raises_names_disk_and_offset(error: Exception, reason
         def read_into(self, offset: int, buffer: memoryview) -> object:
             raise error
 
-    for read in (Source.fill, Source.fill_and_scan):
-        with pytest.raises(StorageError, match=f"disk 0: cannot read it at offset 4096: .*{reason}") as caught:
-            read(Source(Failing(), "disk 0"), 4096, memoryview(bytearray(512)))
-        assert caught.value.offset == 4096
-        assert caught.value.__cause__ is error
+    with pytest.raises(StorageError, match=f"disk 0: cannot read it at offset 4096: .*{reason}") as caught:
+        Source(Failing(), "disk 0").fill(4096, memoryview(bytearray(512)))
+    assert caught.value.offset == 4096
+    assert caught.value.__cause__ is error
 
 
 def test_an_error_that_is_ours_stays_what_it_is() -> None:
@@ -189,9 +174,8 @@ def test_a_file_that_shrank_is_an_error_and_never_zeros(image: Path) -> None:
     source = Source(WithDescriptor(image), "disk 0")
     os.truncate(image, 1000)
     try:
-        for read in (Source.fill, Source.fill_and_scan):
-            with pytest.raises(StorageError, match="disk 0: cannot read it at offset 512"):
-                read(source, 512, memoryview(bytearray(4096)))
+        with pytest.raises(StorageError, match="disk 0: cannot read it at offset 512"):
+            source.fill(512, memoryview(bytearray(4096)))
     finally:
         source.close()
 
