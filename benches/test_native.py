@@ -1,4 +1,4 @@
-"""How fast the C core is: the zero scan by kernel, and reading with a scan."""
+"""How fast the C core is: reading with a scan, and copying. The scan by itself: test_zero_scan.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import diskhaul_native
 
 CHUNK = 4 << 20
-
-
-@pytest.mark.parametrize("kernel", diskhaul_native.KERNELS)
-def test_scanning_a_chunk_of_zeros(benchmark: BenchmarkFixture, kernel: str) -> None:
-    buffer = diskhaul_native.aligned_buffer(CHUNK)
-    benchmark.extra_info["bytes"] = CHUNK
-    assert benchmark(diskhaul_native.is_zero, buffer, kernel=kernel)
 
 
 @pytest.mark.parametrize("content", ["zeros", "data"])

@@ -24,7 +24,7 @@ SOURCES = [
     "copy_range.c",
     "clone.c",
 ]
-HEADERS = ["dh_core.h", "internal.h"]
+HEADERS = ["dh_core.h", "internal.h", "zero_scan_kernel.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
 SANITIZERS = ["-Werror", "-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

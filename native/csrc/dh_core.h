@@ -24,12 +24,13 @@
 /* ---- zero scan (zero_scan.c) ---- */
 
 enum {
-    DH_KERNEL_BEST = -1, /* the fastest that this processor has */
+    DH_KERNEL_BEST = -1, /* the one that dh_best_kernel names */
     DH_KERNEL_SCALAR = 0, /* byte by byte: the reference that the others are tested against */
-    DH_KERNEL_WORD = 1, /* 64 bits at a time, portable */
+    DH_KERNEL_WORD = 1, /* what every processor has, portable */
     DH_KERNEL_AVX2 = 2,
-    DH_KERNEL_NEON = 3,
-    DH_KERNEL_COUNT = 4
+    DH_KERNEL_AVX512 = 3,
+    DH_KERNEL_NEON = 4,
+    DH_KERNEL_COUNT = 5
 };
 
 /* The kernel's name; NULL for a number that names no kernel. */
@@ -38,16 +39,24 @@ const char *dh_kernel_name(int kernel);
 /* 1 when this build and this processor have the kernel, else 0. */
 int dh_kernel_available(int kernel);
 
+/* The number of the fastest kernel that this processor has. */
+int dh_best_kernel(void);
+
 /* 1 when all `length` bytes are zero (also when length is 0), 0 when not; -EOPNOTSUPP for a kernel that is not available. */
 int dh_is_zero(int kernel, const void *buffer, size_t length);
+
+/* Add up the buffer's 64-bit words in the processor's byte order, modulo 2^64; a shorter last one is filled up with zero bytes. It
+ * reads as the kernel's scan does: what that has to be as fast as. Returns 0; -EOPNOTSUPP for a kernel that is not available. */
+int dh_sum_words(int kernel, const void *buffer, size_t length, uint64_t *sum);
 
 /* ---- reading and writing (file_io.c) ---- */
 
 /* Fill the buffer from the file. Returns 0. `*done` counts the bytes that were read, also on failure. */
 int dh_read(int fd, void *buffer, size_t length, int64_t offset, size_t *done);
 
-/* dh_read, then the zero scan: 1 when everything read is zero, 0 when not. */
-int dh_read_scan(int fd, void *buffer, size_t length, int64_t offset, size_t *done);
+/* dh_read, then the zero scan: 1 when everything read is zero, 0 when not. -EOPNOTSUPP for a kernel that is not available: nothing is
+ * read then. */
+int dh_read_scan(int fd, int kernel, void *buffer, size_t length, int64_t offset, size_t *done);
 
 /* Write the whole buffer. Returns 0. `*done` counts the bytes that were written, also on failure. */
 int dh_write(int fd, const void *buffer, size_t length, int64_t offset, size_t *done);

@@ -29,10 +29,15 @@ int dh_read(int fd, void *buffer, size_t length, int64_t offset, size_t *done)
     return 0;
 }
 
-int dh_read_scan(int fd, void *buffer, size_t length, int64_t offset, size_t *done)
+int dh_read_scan(int fd, int kernel, void *buffer, size_t length, int64_t offset, size_t *done)
 {
+    dh_zero_scan *const is_zero = dh_find_scan(kernel);
+    *done = 0;
+    if (is_zero == NULL) {
+        return -EOPNOTSUPP;
+    }
     const int result = dh_read(fd, buffer, length, offset, done);
-    return result < 0 ? result : dh_best_scan()(buffer, length);
+    return result < 0 ? result : is_zero(buffer, length);
 }
 
 int dh_write(int fd, const void *buffer, size_t length, int64_t offset, size_t *done)
@@ -58,7 +63,7 @@ int dh_write(int fd, const void *buffer, size_t length, int64_t offset, size_t *
 int64_t dh_write_sparse_to(int fd, struct dh_zero_target *zero_target, const unsigned char *bytes, size_t length, int64_t offset,
                            size_t block_size, size_t *done)
 {
-    dh_zero_scan *const is_zero = dh_best_scan();
+    dh_zero_scan *const is_zero = dh_find_scan(DH_KERNEL_BEST);
     int64_t written = 0;
     size_t start = 0; /* of the run of blocks that are alike */
     size_t next = 0;

@@ -32,8 +32,8 @@ static inline void dh_descriptor_path(int fd, char path[DH_DESCRIPTOR_PATH_SIZE]
 
 typedef int dh_zero_scan(const unsigned char *bytes, size_t length);
 
-/* The fastest scan that this processor has. */
-dh_zero_scan *dh_best_scan(void);
+/* The kernel's scan; NULL when it is not available. DH_KERNEL_BEST always is. */
+dh_zero_scan *dh_find_scan(int kernel);
 
 /* A target whose ranges are made zero: looked at once, and methods that it turned out not to have are not tried again. */
 struct dh_zero_target {

@@ -11,6 +11,7 @@ from .errors import NativeIOError
 
 try:
     from .low_level import (
+        BEST_KERNEL,
         KERNELS,
         address_of,
         aligned_buffer,
@@ -29,6 +30,7 @@ try:
         read_scan,
         set_io_priority,
         start_writeback,
+        sum_words,
         wait_writeback,
         write_from,
         write_sparse,
@@ -41,6 +43,7 @@ except ModuleNotFoundError as error:
 from .ranges import CopyResult
 
 __all__ = [
+    "BEST_KERNEL",
     "KERNELS",
     "CopyResult",
     "NativeIOError",
@@ -61,6 +64,7 @@ __all__ = [
     "read_scan",
     "set_io_priority",
     "start_writeback",
+    "sum_words",
     "wait_writeback",
     "write_from",
     "write_sparse",

@@ -38,18 +38,37 @@ def _kernels() -> dict[str, int]:
 
 _KERNEL_NUMBERS = _kernels()
 KERNELS: tuple[str, ...] = tuple(_KERNEL_NUMBERS)
+BEST_KERNEL: str = ffi.string(lib.dh_kernel_name(lib.dh_best_kernel())).decode()
+
+
+def _kernel_number(kernel: str | None) -> int:
+    number = lib.DH_KERNEL_BEST if kernel is None else _KERNEL_NUMBERS.get(kernel)
+    if number is None:
+        raise ValueError(f"no zero-scan kernel {kernel!r} here: {', '.join(KERNELS)}")
+    return number
 
 
 def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
     """Are all bytes of the buffer zero? True for an empty one.
 
-    `kernel` is one of KERNELS, by default the fastest. Raises ValueError for one that this build or this processor lacks.
+    `kernel` is one of KERNELS, by default BEST_KERNEL. Raises ValueError for one that this build or this processor lacks.
     """
-    number = lib.DH_KERNEL_BEST if kernel is None else _KERNEL_NUMBERS.get(kernel)
-    if number is None:
-        raise ValueError(f"no zero-scan kernel {kernel!r} here: {', '.join(KERNELS)}")
+    number = _kernel_number(kernel)
     with ffi.from_buffer("char[]", buffer) as data:
         return lib.dh_is_zero(number, data, len(data)) == 1
+
+
+def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
+    """The sum of the buffer's 64-bit words in the processor's byte order, modulo 2^64; a shorter last one is filled with zeros.
+
+    It reads the buffer as the zero scan of this kernel does, and has nothing to decide: for measurements, what reading
+    memory costs. `kernel` as for `is_zero`.
+    """
+    number = _kernel_number(kernel)
+    total = ffi.new("uint64_t *")
+    with ffi.from_buffer("char[]", buffer) as data:
+        lib.dh_sum_words(number, data, len(data), total)
+    return int(total[0])
 
 
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
@@ -62,12 +81,13 @@ def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") 
         raise io_error(-result, "reading", fd, name=name, offset=offset + done[0])
 
 
-def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> bool:
-    """Fill the whole buffer from the file; True when all that was read is zero."""
+def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, kernel: str | None = None, name: str = "") -> bool:
+    """Fill the whole buffer from the file; True when all that was read is zero. `kernel` as for `is_zero`."""
+    number = _kernel_number(kernel)
     with ffi.from_buffer("char[]", buffer, require_writable=True) as data:
         check_range(offset, len(data))
         done = ffi.new("size_t *")
-        result = lib.dh_read_scan(fd, data, len(data), offset, done)
+        result = lib.dh_read_scan(fd, number, data, len(data), offset, done)
     if result < 0:
         raise io_error(-result, "reading", fd, name=name, offset=offset + done[0])
     return result == 1

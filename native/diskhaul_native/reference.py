@@ -14,6 +14,7 @@ import os
 import platform
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 KERNELS = ("python",)
+BEST_KERNEL = "python"
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -61,9 +63,20 @@ LIBC.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uin
 
 def is_zero(buffer: ReadableBuffer, *, kernel: str | None = None) -> bool:
     """See diskhaul_native.is_zero."""
+    _check_kernel(kernel)
+    return not any(memoryview(buffer).cast("B"))
+
+
+def _check_kernel(kernel: str | None) -> None:
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"no zero-scan kernel {kernel!r} here: {', '.join(KERNELS)}")
-    return not any(memoryview(buffer).cast("B"))
+
+
+def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
+    """See diskhaul_native.sum_words."""
+    _check_kernel(kernel)
+    data = bytes(buffer)
+    return sum(int.from_bytes(data[i : i + 8].ljust(8, b"\0"), sys.byteorder) for i in range(0, len(data), 8)) % 2**64
 
 
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
@@ -81,8 +94,9 @@ def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") 
         done += count
 
 
-def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> bool:
+def read_scan(fd: int, buffer: WriteableBuffer, offset: int, *, kernel: str | None = None, name: str = "") -> bool:
     """See diskhaul_native.read_scan."""
+    _check_kernel(kernel)
     read_into(fd, buffer, offset, name=name)
     return is_zero(buffer)
 
