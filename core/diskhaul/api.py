@@ -83,7 +83,11 @@ class DiskReader(Protocol):
 
 @runtime_checkable
 class DiskWriter(Protocol):
-    """An opened disk that is written by an import. ``fileno()`` is used where the object has it.
+    """An opened disk that is written by an import.
+
+    Where the object has ``fileno() -> int``, a descriptor whose byte 0 is the disk's byte 0 and that is good for reading and
+    writing, what is large and aligned is written through it (in C, past the page cache, zeros left out where `reads_zero`
+    says so) and not by `write`. Writers that do more than pass bytes on (count them, encrypt them) have no ``fileno``.
 
     Ranges that are never written, nor zeroed, keep what was there: the importer zeroes what has to be zero unless
     `reads_zero` says that the whole target already is.

@@ -9,6 +9,7 @@ A `Codec` may be shared by threads. Encoders and decoders are made one per threa
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,14 +67,13 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Decodes chunks; belongs to one thread."""
 
-    def decode(self, data: Buffer, length: int, /) -> Buffer:
-        """Return the chunk of exactly `length` bytes (at least 1) stored as `data`.
+    def decode_into(self, data: Buffer, chunk: memoryview, /) -> None:
+        """Fill `chunk` (at least one byte, writable) with what is stored as `data`.
 
-        Whatever `data` holds, no more than `length` bytes are made of it, and no more memory is taken than that and
-        some 10 MiB.
+        Whatever `data` holds, nothing is written beyond `chunk`, and no more memory is taken than some 10 MiB.
 
         Raises:
-            CorruptError: `data` is not exactly one frame of `length` bytes.
+            CorruptError: `data` is not exactly one frame of as many bytes; what `chunk` holds then is unspecified.
         """
         ...
 
@@ -167,12 +167,12 @@ class _RawEncoder:
 class _RawDecoder:
     __slots__ = ()
 
-    def decode(self, data: Buffer, length: int, /) -> Buffer:
-        _check_length(length)
-        stored = memoryview(data).nbytes
-        if stored != length:
-            raise CorruptError(f"{stored} bytes are stored, not {length}")
-        return data
+    def decode_into(self, data: Buffer, chunk: memoryview, /) -> None:
+        length = _length_of(chunk)
+        stored = memoryview(data).cast("B")
+        if len(stored) != length:
+            raise CorruptError(f"{len(stored)} bytes are stored, not {length}")
+        chunk[:] = stored
 
 
 # --- zstd -------------------------------------------------------------------------------------------------------------
@@ -216,34 +216,61 @@ class _ZstdEncoder:
 
 
 class _ZstdDecoder:
-    __slots__ = ("_decompress", "_error")
+    """Decodes straight into the chunk: where the whole frame is there and the output has room for all that it declares, libzstd
+    makes the output in one pass and in place, with the content checksum compared, and keeps no window of its own."""
+
+    __slots__ = ("_error", "_reader")
 
     def __init__(self) -> None:
         import zstandard
 
         self._error = zstandard.ZstdError
-        self._decompress = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompress  # `_check_zstd_header` bounds it
+        self._reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader  # `_check_zstd_header` bounds it
 
-    def decode(self, data: Buffer, length: int, /) -> Buffer:
-        _check_length(length)
-        _check_zstd_header(memoryview(data).cast("B"), length)
+    def decode_into(self, data: Buffer, chunk: memoryview, /) -> None:
+        length = _length_of(chunk)
+        frame = memoryview(data).cast("B")
+        _check_zstd_frame(frame, length)
         try:
-            # Without allow_extra_data=False zstandard decodes the first of several frames and drops the rest in silence.
-            chunk = self._decompress(data, max_output_size=length, allow_extra_data=False)
+            count = self._reader(frame, closefd=False).readinto(chunk)
         except self._error as error:
             raise CorruptError(f"zstd frame: {error}") from error
-        if len(chunk) != length:
-            raise CorruptError(f"zstd frame holds {len(chunk)} bytes, not {length}")
-        return chunk
+        if count != length:
+            raise CorruptError(f"zstd frame holds {count} bytes, not {length}")
 
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_CONTENT_SIZE_LENGTHS = (0, 2, 4, 8)
+_ZSTD_BLOCK_HEADER = struct.Struct("<I")  # three bytes of it; a checksum follows the last block, so there is always a fourth
+_ZSTD_BLOCK_TYPE, _ZSTD_RLE, _ZSTD_RESERVED = 0b110, 0b010, 0b110
+_ZSTD_CHECKSUM_LENGTH = 4
 _ZSTD_WINDOW_EVERYONE_HAS = 8 << 20  # RFC 8878, 3.1.1.1.2: what every decoder should support; a frame's own size is fine too
 
 
-def _check_zstd_header(frame: memoryview, length: int) -> None:
-    """Refuse a frame that would make the decoder take memory, or that our encoder cannot have written.
+def _check_zstd_frame(frame: memoryview, length: int) -> None:
+    """Refuse what is not exactly one frame of `length` bytes.
+
+    Block by block as in RFC 8878, section 3.1.1.2: a decoder stops after the first of several frames without a word. Some 10
+    us for a chunk of 4 MiB.
+    """
+    at = _check_zstd_header(frame, length)
+    end = len(frame) - _ZSTD_CHECKSUM_LENGTH
+    header = 0
+    while not header & 1:  # the last block says so
+        if at + 3 > end:
+            raise CorruptError("zstd frame is cut short")
+        (header,) = _ZSTD_BLOCK_HEADER.unpack_from(frame, at)
+        kind = header & _ZSTD_BLOCK_TYPE
+        if kind == _ZSTD_RESERVED:
+            raise CorruptError("zstd frame has a block of a reserved type")
+        at += 3 + (1 if kind == _ZSTD_RLE else (header & 0xFFFFFF) >> 3)
+    if at != end:
+        raise CorruptError("zstd frame is cut short" if at > end else "something follows the zstd frame")
+
+
+def _check_zstd_header(frame: memoryview, length: int) -> int:
+    """Refuse a frame that would make the decoder take memory, or that our encoder cannot have written; return where the header
+    ends.
 
     Field by field as in RFC 8878, section 3.1.1.1. The decoder checks most of it again, but only after it has allocated.
     """
@@ -274,6 +301,7 @@ def _check_zstd_header(frame: memoryview, length: int) -> None:
         window = (8 + (frame[5] & 7)) << (7 + (frame[5] >> 3))  # 2**(10+exponent), plus mantissa eighths of it
         if window > max(length, _ZSTD_WINDOW_EVERYONE_HAS):
             raise CorruptError(f"zstd frame wants a window of {window} bytes")
+    return at + size_length
 
 
 @lru_cache(maxsize=_ZERO_FRAMES_KEPT)
@@ -327,12 +355,11 @@ class _GzipEncoder:
 class _GzipDecoder:
     __slots__ = ()
 
-    def decode(self, data: Buffer, length: int, /) -> Buffer:
-        _check_length(length)
+    def decode_into(self, data: Buffer, chunk: memoryview, /) -> None:
+        length = _length_of(chunk)
         stored = memoryview(data).cast("B")
         if stored[: len(_GZIP_HEADER)] != _GZIP_HEADER:
             raise CorruptError("not a plain gzip member")
-        chunk = bytearray(length)
         filled = at = 0
         inflate = zlib.decompressobj(_GZIP_WINDOW_BITS)
         try:
@@ -356,7 +383,6 @@ class _GzipDecoder:
             raise CorruptError(f"gzip member holds {filled} bytes, not {length}")
         if inflate.unused_data or at < len(stored):
             raise CorruptError("something follows the gzip member")
-        return chunk
 
 
 @lru_cache(maxsize=_ZERO_FRAMES_KEPT)
@@ -364,6 +390,7 @@ def _gzip_zero_frame(level: int, length: int) -> bytes:
     return zlib.compress(bytes(length), level, _GZIP_WINDOW_BITS)
 
 
-def _check_length(length: int) -> None:
-    if length < 1:
-        raise ValueError(f"a chunk has at least one byte, not {length}")
+def _length_of(chunk: memoryview) -> int:
+    if not chunk.nbytes:
+        raise ValueError("a chunk has at least one byte")
+    return chunk.nbytes

@@ -10,6 +10,10 @@ from pathlib import Path
 from ..api import DiskWriter, Storage
 from ..errors import DiskhaulError, StorageError
 from ..model import Disk
+from ..options import DirectIO
+from ..pipeline.direct import direct_io_problem
+from ..pipeline.source import Source, descriptor_of
+from ..pipeline.target import Target
 from ..pipeline.workers import as_diskhaul_error
 from .plugin_answers import problems_from
 
@@ -42,8 +46,14 @@ class ImportTarget:
         """How messages and results call it."""
         return str(self.disk.path) if self.disk.path is not None else self.disk.label
 
-    def problems(self, *, force: bool, new_directory: Path | None = None) -> list[str]:
+    def problems(self, *, force: bool, new_directory: Path | None = None, direct_io: DirectIO = "auto") -> list[str]:
         """Reasons why it cannot be written. Changes nothing; `new_directory` will be made before anything is written."""
+        problems = self._writing_problems(force=force, new_directory=new_directory)
+        if not problems and direct_io == "always" and (problem := self._direct_io_problem()):
+            problems.append(f"{self.place}: direct_io = always: {problem}; use direct_io = auto")
+        return problems
+
+    def _writing_problems(self, *, force: bool, new_directory: Path | None) -> list[str]:
         if self.is_file:
             return self._file_problems(force=force, new_directory=new_directory)
         if self.disk.storage == "block":
@@ -82,22 +92,44 @@ class ImportTarget:
             return [str(error)]
         return []
 
+    def _direct_io_problem(self) -> str | None:
+        """Why it cannot be written directly, or None: also when only opening it for writing will tell."""
+        if self.is_file:
+            assert self.disk.path is not None
+            return _directory_problem(next(parent for parent in self.disk.path.parents if parent.exists()))
+        try:
+            reader = self.storage.open(self.disk)
+        except Exception:  # it does not exist yet
+            return None
+        try:
+            descriptor = descriptor_of(reader)
+            return "its storage gives no file descriptor" if descriptor is None else direct_io_problem(descriptor)
+        finally:
+            Source(reader, self.disk.label).close()
+
     @property
     def _beside(self) -> Disk:
         """The file that is written until it is whole."""
         assert self.disk.path is not None
         return replace(self.disk, path=self.disk.path.with_name(self.disk.path.name + INCOMPLETE))
 
-    def open(self, *, force: bool, label: str) -> OpenTarget:
+    def open(self, *, force: bool, label: str, direct_io: DirectIO) -> OpenTarget:
         """Open it for writing; nothing is written yet.
+
+        Args:
+            force: overwrite what is there.
+            label: of the import, for the mark of a disk that is incomplete.
+            direct_io: as in `diskhaul.PathOptions`.
 
         Raises:
             StorageError: it cannot be.
         """
         if self.is_file:
-            return FileTarget(self, self.storage.create(self._beside, self.size, overwrite=force), overwrite=force)
+            writer = self.storage.create(self._beside, self.size, overwrite=force)
+            return FileTarget(self, Target(writer, str(self._beside.path), direct_io=direct_io), overwrite=force)
         try:
-            return InPlaceTarget(self.storage.create(self.disk, self.size, overwrite=force), label)
+            writer = self.storage.create(self.disk, self.size, overwrite=force)
+            return InPlaceTarget(writer, Target(writer, self.place, direct_io=direct_io), label)
         except Exception as error:  # a plugin may raise anything, and need not know which disk of the instance it is
             raise as_diskhaul_error(error, self.disk.label) from error
 
@@ -123,7 +155,7 @@ class OpenTarget:
 class FileTarget(OpenTarget):
     """An image file, written as ``NAME.incomplete`` and renamed: what it replaces stays whole until then."""
 
-    def __init__(self, target: ImportTarget, writer: DiskWriter, *, overwrite: bool) -> None:
+    def __init__(self, target: ImportTarget, writer: Target, *, overwrite: bool) -> None:
         super().__init__(writer)
         assert target.disk.path is not None
         self._path: Path = target.disk.path
@@ -152,11 +184,11 @@ class FileTarget(OpenTarget):
 class InPlaceTarget(OpenTarget):
     """A disk that exists (a device, a plugin's storage): its first bytes say "incomplete" until everything else is there."""
 
-    def __init__(self, writer: DiskWriter, label: str) -> None:
-        self._inner = writer
+    def __init__(self, writer: DiskWriter, target: Target, label: str) -> None:
+        self._inner = writer  # what is written twice does not go through a `Target`
         self._head: bytes | None = None
         self._marker = f"diskhaul: incomplete import of {label}\n".encode()[:_HEAD]
-        super().__init__(_HeadKeeper(writer, self))
+        super().__init__(_HeadKeeper(target, self))
 
     def begin(self) -> None:
         if self._inner.size >= _HEAD:
@@ -170,16 +202,13 @@ class InPlaceTarget(OpenTarget):
         if self._inner.size >= _HEAD:
             self._inner.write(0, memoryview(self._head or bytes(_HEAD)))
             self._inner.flush()
-        self._inner.close()
-
-    def close(self) -> None:
-        self._inner.close()
+        self.writer.close()
 
 
 class _HeadKeeper:
     """Passes everything on but the first bytes, which it leaves with its target."""
 
-    def __init__(self, writer: DiskWriter, target: InPlaceTarget) -> None:
+    def __init__(self, writer: Target, target: InPlaceTarget) -> None:
         self._writer, self._target = writer, target
 
     @property
@@ -190,13 +219,11 @@ class _HeadKeeper:
     def reads_zero(self) -> bool:
         return self._writer.reads_zero
 
-    def write(self, offset: int, buffer: memoryview, /) -> None:
-        if offset == 0 and self._writer.size >= _HEAD:
-            self._target.keep_head(bytes(buffer[:_HEAD]))
-            if len(buffer) > _HEAD:
-                self._writer.write(_HEAD, buffer[_HEAD:])
-        else:
-            self._writer.write(offset, buffer)
+    def write(self, offset: int, buffer: memoryview, /) -> int:
+        if offset or self._writer.size < _HEAD:
+            return self._writer.write(offset, buffer)
+        self._target.keep_head(bytes(buffer[:_HEAD]))
+        return _HEAD + (self._writer.write(_HEAD, buffer[_HEAD:]) if len(buffer) > _HEAD else 0)
 
     def zero(self, offset: int, length: int, /) -> None:
         if offset == 0 and self._writer.size >= _HEAD:
@@ -210,3 +237,15 @@ class _HeadKeeper:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _directory_problem(directory: Path) -> str | None:
+    """Why files in `directory` cannot have direct I/O, or None: they can, or nobody knows before there is one."""
+    try:
+        descriptor = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        return direct_io_problem(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,7 +20,7 @@ from ..formats.manifest import MANIFEST_NAME, DiskRecord, Manifest, instance_fro
 from ..model import Disk, Instance
 from ..names import name_problem
 from ..option_checks import import_option_problems
-from ..options import ImportOptions
+from ..options import DEFAULT_CHUNK_SIZE, DirectIO, ImportOptions
 from ..pipeline.meter import Meter
 from ..pipeline.raw_restore import RawRestoreJob
 from ..pipeline.readback import ReadBackJob, open_stored_disk
@@ -50,6 +50,9 @@ class StoredSource(Protocol):
 
     size: int
     data_bytes: int
+    chunk_size: int
+
+    def direct_io_problem(self) -> str | None: ...
 
     def job(self, target: OpenTarget, meter: Meter) -> DiskJob: ...
 
@@ -59,10 +62,14 @@ class StoredSource(Protocol):
 class _Checked:
     """A disk with digests: every chunk is checked before it is written."""
 
-    def __init__(self, reader: ExportReader, record: DiskRecord) -> None:
-        self._stored = open_stored_disk(reader, record)
+    def __init__(self, reader: ExportReader, record: DiskRecord, direct_io: DirectIO) -> None:
+        self._stored = open_stored_disk(reader, record, direct_io=direct_io)
         self.size = self._stored.record.size
         self.data_bytes = self._stored.record.data_bytes
+        self.chunk_size = self._stored.record.chunk_size
+
+    def direct_io_problem(self) -> str | None:
+        return self._stored.source.direct_io_problem()
 
     def job(self, target: OpenTarget, meter: Meter) -> DiskJob:
         return ReadBackJob(self._stored, writer=target.writer, decode=True, stop_at_first=True, meter=meter)
@@ -74,13 +81,17 @@ class _Checked:
 class _Unchecked:
     """A raw dump that Ganeti wrote: there is nothing to check it against."""
 
-    def __init__(self, reader: ExportReader, dump: GanetiDump) -> None:
-        self._source = Source(reader.open(dump.file), f"{reader.location}/{dump.file}")
+    def __init__(self, reader: ExportReader, dump: GanetiDump, direct_io: DirectIO) -> None:
+        self._source = Source(reader.open(dump.file), f"{reader.location}/{dump.file}", direct_io=direct_io)
         self.size = self._source.size
         self.data_bytes = self._source.size
+        self.chunk_size = DEFAULT_CHUNK_SIZE
         if size_mib(self.size) < dump.size_mib:  # it may be larger: volumes are made of whole extents
             self.close()
             raise CorruptError(f"{dump.file} was cut: it has {self.size} bytes, the disk {dump.size_mib} MiB")
+
+    def direct_io_problem(self) -> str | None:
+        return self._source.direct_io_problem()
 
     def job(self, target: OpenTarget, meter: Meter) -> DiskJob:
         return RawRestoreJob(self._source, target.writer, meter)
@@ -226,7 +237,15 @@ class ImportOperation(CatalogOperation[ImportResult]):
             problems: list[str] = []
             self._targets = self._choose_targets(sources, problems)
             for target in self._targets:
-                problems += target.problems(force=self.options.force, new_directory=self._to_dir)
+                problems += target.problems(
+                    force=self.options.force, new_directory=self._to_dir, direct_io=self.options.direct_io
+                )
+            if self.options.direct_io == "always":
+                problems += [
+                    f"{self._label()}: direct_io = always: {problem}; use direct_io = auto"
+                    for problem in dict.fromkeys(source.direct_io_problem() for source in sources)
+                    if problem
+                ]
             problems += self._safety_problems()
             problems += self._room_problems(sources)
         if problems:
@@ -241,7 +260,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
             if not self._export_id:
                 for index, dump in enumerate(self._dumps):
                     disk, file = index, dump.file
-                    sources.append(_Unchecked(self._reader, dump))
+                    sources.append(_Unchecked(self._reader, dump, self.options.direct_io))
             else:
                 manifest = self._manifest
                 check_files(self._reader, manifest)
@@ -250,7 +269,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
                     check_other_file(self._reader, manifest, name)
                 for record in manifest.disks:
                     disk, file = record.index, record.file
-                    sources.append(_Checked(self._reader, record))
+                    sources.append(_Checked(self._reader, record, self.options.direct_io))
         except (CorruptError, DiskhaulError) as error:
             for source in sources:
                 source.close()
@@ -368,7 +387,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
         for directory, size in needed.values():
             volume = os.statvfs(directory)
             free = volume.f_bavail * volume.f_frsize
-            if size > free:
+            if volume.f_blocks and size > free:  # without blocks it does not tell
                 problems.append(f"{directory} has {free >> 20:,} MiB free and the disks need {size >> 20:,} MiB: make room")
         return problems
 
@@ -401,7 +420,9 @@ class ImportOperation(CatalogOperation[ImportResult]):
             with feedback.stage("restore", self._label()):
                 for target in self._targets:
                     # One by one: what was opened before one that fails has to be closed.
-                    opened.append(target.open(force=self.options.force, label=self._label()))  # noqa: PERF401
+                    opened.append(  # noqa: PERF401
+                        target.open(force=self.options.force, label=self._label(), direct_io=self.options.direct_io)
+                    )
                 self._write(sources, opened, meters)
         except PipelineStalledError as error:
             stack.pop_all()
@@ -436,6 +457,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
             self.options,
             token=self.token,
             stall_timeout_s=self.options.stall_timeout_s,
+            chunk_size=max((source.chunk_size for source in sources), default=DEFAULT_CHUNK_SIZE),
             stop_together=True,
         )
         self._raise_for_failed(jobs)

@@ -153,7 +153,7 @@ def verify_export(
     try:
         for disk_record in manifest.disks:
             try:
-                stored.append(open_stored_disk(reader, disk_record))
+                stored.append(open_stored_disk(reader, disk_record, direct_io="auto"))
             except (CorruptError, DiskhaulError) as error:
                 problem, offset = problem_of(error), error.offset if isinstance(error, CorruptError) else None
                 findings.append(Finding(path=path, file=disk_record.file, disk=disk_record.index, problem=problem, offset=offset))

@@ -1,6 +1,6 @@
 """The data path: how a disk's chunks get from a reader to a store, and back.
 
-- `source`: one face for every kind of opened disk, with or without a descriptor
+- `source`, `target`: one face for every kind of opened disk, read or written, with or without a descriptor
 - `chunk_plan`: which chunks there are, and which parts of them have to be read
 - `workers`: the threads that carry chunks of several disks through all steps
 - `ordered`: appends what the threads finish in the order of the disk

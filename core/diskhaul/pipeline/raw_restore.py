@@ -28,6 +28,7 @@ class RawRestoreJob:
         offset = task.first * DEFAULT_CHUNK_SIZE
         length = min(task.count * DEFAULT_CHUNK_SIZE, self._source.size - offset)
         if task.segments:
+            scratch.admit(length)
             view = scratch.buffer(length)
             self._source.fill(offset, view)
         try:

@@ -214,7 +214,9 @@ class ReadBackJob:
         scratch.admit(length)
         view = scratch.buffer(length)
         self._disk.source.fill(index * self._disk.record.chunk_size, view)
-        self._check_and_write(index, view, read=length)
+        with scratch.computing:
+            self._check(index, view)
+        self.meter.add(done=length, read=length, written=self._restore(index, view))
 
     def _encoded_chunk(self, index: int, scratch: Scratch) -> None:
         assert self._offsets is not None
@@ -224,27 +226,32 @@ class ReadBackJob:
         if not 0 < stored <= max_stored_length(length):
             raise CorruptError(f"the stored frame has {stored} bytes for a chunk of {length}")
         scratch.admit(stored)
-        view = self._disk.source.fetch(self._offsets[index], stored, scratch)
-        if stored_digest(view) != table.stored_digest(index):
-            raise CorruptError("the stored bytes are not those that were written (digest mismatch)")
-        if not self._decode:
-            self.meter.add(done=length, read=stored)
-            return
-        decoder = scratch.kept((self._disk.codec.name, "decoder"), self._disk.codec.decoder)
-        self._check_and_write(index, memoryview(decoder.decode(view, length)), read=stored)
+        frame = self._disk.source.fetch(self._offsets[index], stored, scratch)
+        chunk: memoryview | None = None
+        with scratch.computing:
+            if stored_digest(frame) != table.stored_digest(index):
+                raise CorruptError("the stored bytes are not those that were written (digest mismatch)")
+            if self._decode:
+                chunk = scratch.kept("decoded", Scratch).buffer(length)  # the other one holds the frame
+                scratch.kept((self._disk.codec.name, "decoder"), self._disk.codec.decoder).decode_into(frame, chunk)
+                self._check(index, chunk)
+        written = self._restore(index, chunk) if chunk is not None else 0
+        self.meter.add(done=length, read=stored, written=written)
 
-    def _check_and_write(self, index: int, chunk: memoryview, *, read: int) -> None:
+    def _check(self, index: int, chunk: memoryview) -> None:
         if chunk_digest(chunk) != self._disk.table.digest(index):
             raise CorruptError("the chunk is not what was exported (digest mismatch)")
-        written = 0
-        if self._writer is not None:
-            offset = index * self._disk.record.chunk_size
-            if native.is_zero(chunk):
-                self._zero(offset, len(chunk))
-            else:
-                count = self._write(self._writer.write, offset, chunk)
-                written = count if isinstance(count, int) else len(chunk)
-        self.meter.add(done=len(chunk), read=read, written=written)
+
+    def _restore(self, index: int, chunk: memoryview) -> int:
+        """Write a chunk that is right, where there is a writer; return how many bytes were written."""
+        if self._writer is None:
+            return 0
+        offset = index * self._disk.record.chunk_size
+        if native.is_zero(chunk):
+            self._zero(offset, len(chunk))
+            return 0
+        count = self._write(self._writer.write, offset, chunk)
+        return count if isinstance(count, int) else len(chunk)
 
     def _is_run_of_zeros(self, task: _Run, scratch: Scratch) -> bool:
         """Deal with a run that should be zero at once; False, and nothing done, where its chunks have to be looked at singly."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import diskhaul_native as native
 
-from ..api import DiskReader, Extent, ExtentKind
+from ..api import DiskReader, DiskWriter, Extent, ExtentKind
 from ..errors import DiskhaulError, StorageError
 from ..options import DirectIO
 from .direct import DirectReads, direct_io_problem
@@ -41,7 +41,7 @@ class Source:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise StorageError(f"{label}: its storage gives the size {size!r}, which is not a number of bytes", path=label)
         self.size = size
-        self._fd = _descriptor(reader)
+        self._fd = descriptor_of(reader)
         self._direct = DirectReads(self._fd, direct_io) if self._fd is not None and direct_io != "never" else None
 
     def direct_io_problem(self) -> str | None:
@@ -153,9 +153,9 @@ def close_sources(sources: Sequence[Source], stalled: PipelineStalledError | Non
             source.close()
 
 
-def _descriptor(reader: DiskReader) -> int | None:
-    """The reader's descriptor; None where it has none, also where ``fileno`` only says so (`io` classes)."""
-    fileno = getattr(reader, "fileno", None)
+def descriptor_of(opened: DiskReader | DiskWriter) -> int | None:
+    """The descriptor of an opened disk; None where it has none, also where ``fileno`` only says so (`io` classes)."""
+    fileno = getattr(opened, "fileno", None)
     if not callable(fileno):
         return None
     try:

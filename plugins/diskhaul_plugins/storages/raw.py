@@ -16,6 +16,8 @@ from diskhaul.model import Disk
 BLOCK_SIZE = 4096
 """Zero blocks of this size stay holes in a written file: the page size, and the block size of usual filesystems."""
 
+_ZERO_BLOCK_SIZE = 64 << 10
+"""Where zeros have to be made instead of left out, shorter runs of them are written with their neighbours: that is quicker."""
 _CELL_SIZE = 4 << 20  # bytes; how finely a writer remembers where it has been
 
 
@@ -131,8 +133,9 @@ class RawWriter:
         descriptor = self._ready("write")
         # Zero blocks can be left out where the target is still zero, but not where something was written before.
         zero_holes = not self._is_untouched(offset, view.nbytes)
+        block_size = BLOCK_SIZE if self._reads_zero else _ZERO_BLOCK_SIZE
         try:
-            return native.write_sparse(descriptor, view, offset, block_size=BLOCK_SIZE, zero_holes=zero_holes, name=self._path)
+            return native.write_sparse(descriptor, view, offset, block_size=block_size, zero_holes=zero_holes, name=self._path)
         except OSError as error:
             raise self._failed("write", error, offset) from error
 

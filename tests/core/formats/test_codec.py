@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from diskhaul.errors import RefusedError
 from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
-from diskhaul.formats.codec import Codec, Compression, codec_for, max_stored_length, parse_compress
+from diskhaul.formats.codec import Codec, Compression, Decoder, codec_for, max_stored_length, parse_compress
 from diskhaul.formats.corruption import CorruptError
 
 CHUNK = 1 << 16
@@ -55,6 +55,16 @@ def encode_disk(codec: Codec, disk: bytes, chunk: int = CHUNK) -> tuple[bytes, C
         stored.append(frame)
     stored += codec.trailer(table.stored_lengths(), table.chunk_lengths())
     return b"".join(stored), table
+
+
+def decoded(decoder: Decoder, data: bytes | bytearray | memoryview, length: int) -> bytes:
+    """What `decoder` makes of `data`, in the middle of a buffer: what lies around it stays as it was."""
+    room = bytearray(b"\xa5" * (length + 200))
+    try:
+        decoder.decode_into(data, memoryview(room)[100 : 100 + length])
+    finally:
+        assert room[:100] + room[100 + length :] == b"\xa5" * 200, "written beyond the chunk"
+    return bytes(room[100 : 100 + length])
 
 
 def trailer(codec: Codec, table: ChunkTable) -> bytes:
@@ -124,7 +134,7 @@ def test_every_chunk_comes_back(name: str, data: st.DataObject) -> None:
     codec = codec_for(name, level)
     stored = codec.encoder().encode(memoryview(chunk))
     assert len(stored) <= max_stored_length(len(chunk))
-    assert bytes(codec.decoder().decode(stored, len(chunk))) == chunk
+    assert decoded(codec.decoder(), stored, len(chunk)) == chunk
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -134,7 +144,7 @@ def test_noise_of_every_size_comes_back_and_stays_within_the_bound(name: str, le
     chunk = random.Random(length).randbytes(length)
     stored = codec.encoder().encode(memoryview(chunk))
     assert len(stored) <= max_stored_length(length)
-    assert bytes(codec.decoder().decode(stored, length)) == chunk
+    assert decoded(codec.decoder(), stored, length) == chunk
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -144,13 +154,12 @@ def test_encoding_is_repeatable_and_encoders_can_be_used_again(name: str) -> Non
     first = [bytes(encoder.encode(memoryview(chunk))) for chunk in chunks]
     assert first == [bytes(encoder.encode(memoryview(chunk))) for chunk in chunks]
     decoder = codec_for(name).decoder()
-    assert [bytes(decoder.decode(frame, len(chunk))) for frame, chunk in zip(first, chunks, strict=True)] == chunks
+    assert [decoded(decoder, frame, len(chunk)) for frame, chunk in zip(first, chunks, strict=True)] == chunks
 
 
 def test_raw_chunks_are_not_copied() -> None:
     chunk = memoryview(bytearray(100))
     assert codec_for("none").encoder().encode(chunk) is chunk
-    assert codec_for("none").decoder().decode(chunk, 100) is chunk
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -172,7 +181,7 @@ def test_one_codec_serves_many_threads(name: str) -> None:
         encoder, decoder = codec.encoder(), codec.decoder()
         for round_ in range(5):
             chunk = random.Random(seed * 100 + round_).randbytes(1000) * 200
-            if bytes(decoder.decode(encoder.encode(memoryview(chunk)), len(chunk))) != chunk or not codec.zero_frame(1 + round_):
+            if decoded(decoder, encoder.encode(memoryview(chunk)), len(chunk)) != chunk or not codec.zero_frame(1 + round_):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -181,6 +190,22 @@ def test_one_codec_serves_many_threads(name: str) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_decoding_takes_no_memory_for_another_copy_of_the_chunk(name: str) -> None:
+    chunk = disk_bytes(8 << 20)
+    codec = codec_for(name)
+    stored = bytes(codec.encoder().encode(memoryview(chunk)))
+    decoder, room = codec.decoder(), bytearray(len(chunk))
+    tracemalloc.start()
+    try:
+        decoder.decode_into(stored, memoryview(room))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert room == chunk
+    assert peak < 4 << 20
 
 
 # --- other programs ---------------------------------------------------------------------------------------------------
@@ -258,6 +283,21 @@ GOOD = zstd_frame(CHUNK_BYTES)
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
 
 
+def last_block(frame: bytes) -> int:
+    """Where the header of a frame's last block lies."""
+    at = (5 if frame[4] & 0x20 else 6) + (1 if frame[4] & 0x20 else 0, 2, 4, 8)[frame[4] >> 6]
+    while True:
+        header = int.from_bytes(frame[at : at + 3], "little")
+        if header & 1:
+            return at
+        at += 4 if header & 6 == 2 else 3 + (header >> 3)
+
+
+def with_last_block(change: Callable[[int], int]) -> bytes:
+    at = last_block(GOOD)
+    return GOOD[:at] + change(int.from_bytes(GOOD[at : at + 3], "little")).to_bytes(3, "little") + GOOD[at + 3 :]
+
+
 def with_descriptor(change: Callable[[int], int], frame: bytes = GOOD) -> bytes:
     return frame[:4] + bytes([change(frame[4])]) + frame[5:]
 
@@ -290,6 +330,12 @@ HOSTILE_ZSTD = {
     "a window of 2 GiB, cut": huge_window(21)[:-4],
     "a window of 9 MiB": huge_window(13, 1),
     "256 MiB of zeros": zstd_frame(bytes(256 << 20)),
+    "a block of the reserved type": with_last_block(lambda header: header | 6),
+    "no last block": with_last_block(lambda header: header & ~1),
+    "a block that ends too early": with_last_block(lambda header: header - 8),
+    "a block that ends too late": with_last_block(lambda header: header + 8),
+    "a block behind the last": GOOD[:-4] + b"\1\0\0" + GOOD[-4:],
+    "a wrong checksum": GOOD[:-4] + bytes(4),
     "gzip": gzip.compress(CHUNK_BYTES),
     "zstd of before 1.0": b"\x27\xb5\x2f\xfd" + GOOD[4:],
     "without magic": GOOD[4:],
@@ -300,14 +346,14 @@ HOSTILE_ZSTD = {
 def test_a_hostile_zstd_frame_is_refused_and_the_decoder_lives_on(what: str) -> None:
     decoder = codec_for("zstd").decoder()
     with pytest.raises(CorruptError) as caught:
-        decoder.decode(HOSTILE_ZSTD[what], CHUNK)
+        decoded(decoder, HOSTILE_ZSTD[what], CHUNK)
     assert "\n" not in caught.value.problem
-    assert bytes(decoder.decode(GOOD, CHUNK)) == CHUNK_BYTES
+    assert decoded(decoder, GOOD, CHUNK) == CHUNK_BYTES
 
 
 def test_the_frame_with_the_large_window_is_fine_otherwise() -> None:
     """So that the refusals above are for the window."""
-    assert bytes(codec_for("zstd").decoder().decode(huge_window(13, 0), CHUNK)) == bytes(CHUNK)
+    assert decoded(codec_for("zstd").decoder(), huge_window(13, 0), CHUNK) == bytes(CHUNK)
 
 
 def test_a_frame_that_lies_about_its_size_makes_no_more_than_was_asked_for() -> None:
@@ -321,7 +367,7 @@ def test_a_frame_that_lies_about_its_size_makes_no_more_than_was_asked_for() -> 
     if not descriptor & 0x20:
         lying[5] = 6 << 3  # and a window that is fine
     with pytest.raises(CorruptError, match="zstd frame"):
-        codec_for("zstd").decoder().decode(lying, CHUNK)
+        decoded(codec_for("zstd").decoder(), lying, CHUNK)
 
 
 GOOD_GZIP = bytes(codec_for("gzip").encoder().encode(memoryview(CHUNK_BYTES)))
@@ -358,9 +404,9 @@ HOSTILE_GZIP = {
 def test_a_hostile_gzip_member_is_refused_and_the_decoder_lives_on(what: str) -> None:
     decoder = codec_for("gzip").decoder()
     with pytest.raises(CorruptError) as caught:
-        decoder.decode(HOSTILE_GZIP[what], CHUNK)
+        decoded(decoder, HOSTILE_GZIP[what], CHUNK)
     assert "\n" not in caught.value.problem
-    assert bytes(decoder.decode(GOOD_GZIP, CHUNK)) == CHUNK_BYTES
+    assert decoded(decoder, GOOD_GZIP, CHUNK) == CHUNK_BYTES
 
 
 def test_what_follows_a_gzip_member_is_found_also_behind_a_whole_read() -> None:
@@ -369,21 +415,21 @@ def test_what_follows_a_gzip_member_is_found_also_behind_a_whole_read() -> None:
     length = next(n for n in range(len(noise), 0, -1) if len(zlib.compress(noise[:n], 0, 31)) == 256 << 10)
     member = zlib.compress(noise[:length], 0, 31)
     decoder = codec_for("gzip").decoder()
-    assert bytes(decoder.decode(member, length)) == noise[:length]
+    assert decoded(decoder, member, length) == noise[:length]
     with pytest.raises(CorruptError, match="follows"):
-        decoder.decode(member + b"\0", length)
+        decoded(decoder, member + b"\0", length)
 
 
 @pytest.mark.parametrize("stored", [b"", bytes(CHUNK - 1), bytes(CHUNK + 1)])
 def test_raw_bytes_of_the_wrong_length_are_refused(stored: bytes) -> None:
     with pytest.raises(CorruptError):
-        codec_for("none").decoder().decode(stored, CHUNK)
+        decoded(codec_for("none").decoder(), stored, CHUNK)
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_chunk_of_no_bytes_cannot_be_asked_for(name: str) -> None:
     with pytest.raises(ValueError, match="at least one byte"):
-        codec_for(name).decoder().decode(b"", 0)
+        decoded(codec_for(name).decoder(), b"", 0)
 
 
 def test_a_gzip_bomb_takes_no_more_memory_than_the_chunk() -> None:
@@ -392,7 +438,7 @@ def test_a_gzip_bomb_takes_no_more_memory_than_the_chunk() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(CorruptError):
-            decoder.decode(bomb, CHUNK)
+            decoded(decoder, bomb, CHUNK)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -412,7 +458,7 @@ decoder = codec_for("zstd").decoder()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
 try:
-    decoder.decode(open(sys.argv[1], "rb").read(), {CHUNK})
+    decoder.decode_into(open(sys.argv[1], "rb").read(), memoryview(bytearray({CHUNK})))
 except CorruptError:
     sys.exit(7)
 """
@@ -427,7 +473,7 @@ except CorruptError:
 def test_noise_behind_a_good_start_never_gives_anything_but_a_chunk_or_a_refusal(name: str, noise: bytes, cut: int) -> None:
     good = GOOD if name == "zstd" else GOOD_GZIP
     try:
-        chunk = codec_for(name).decoder().decode(good[:cut] + noise, CHUNK)
+        chunk = decoded(codec_for(name).decoder(), good[:cut] + noise, CHUNK)
     except CorruptError:
         return
     assert len(chunk) == CHUNK
@@ -447,7 +493,7 @@ def first_damage(codec: Codec, stream: bytes, table: ChunkTable) -> int | None:
         if codec.encoded and stored_digest(frame) != table.stored_digest(index):
             return table.chunk_offset(index)
         try:
-            chunk = decoder.decode(frame, table.chunk_length(index))
+            chunk = decoded(decoder, frame, table.chunk_length(index))
         except CorruptError:
             return table.chunk_offset(index)
         if chunk_digest(chunk) != table.digest(index):
@@ -481,7 +527,7 @@ def test_a_frame_alone_shows_almost_every_flip_even_without_its_stored_digest(na
         for bit in range(8):
             frame[at] ^= 1 << bit
             try:
-                assert decoder.decode(bytes(frame), len(chunk)) == chunk
+                assert decoded(decoder, bytes(frame), len(chunk)) == chunk
             except CorruptError:
                 pass
             frame[at] ^= 1 << bit
