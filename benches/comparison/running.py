@@ -174,16 +174,27 @@ def _end(running: Sequence[_Process]) -> None:
     """End processes that still run, with their children; each is the leader of a group of its own."""
     for process in running:
         os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
     for process in running:
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            ended = select.poll()
-            ended.register(pidfd, select.POLLIN)
-            if not ended.poll(_STOP_S * 1000):
-                os.killpg(process.pid, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # GNU time: dies of SIGTERM at once
+        while _others_run(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)  # its child is not ours, so there is nothing to wait on
+        os.killpg(process.pid, signal.SIGKILL)
         os.wait4(process.pid, 0)
+
+
+def _others_run(group: int) -> bool:
+    """Whether a process of the group, other than its leader, has not ended."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != group:
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    state, _, found = file.read().rpartition(b")")[2].split()[:3]
+            except OSError:  # gone meanwhile
+                continue
+            if int(found) == group and state != b"Z":
+                return True
+    return False
 
 
 def _failure(process: _Process, status: int) -> str:
