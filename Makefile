@@ -4,7 +4,7 @@
 # make bench       the benchmarks; NAME=before saves them under that name
 # make bench-compare A=before B=after        how much faster B is, benchmark by benchmark
 # make compare     diskhaul beside other programs (docs/benchmarks.md); WORK=directory, COMPARE_ARGS='--rounds 3'
-# make python-share    how much of an export's CPU time is Python's
+# make python-share        how much of an export's CPU time is Python's
 # make stress      the tests again and again, with other seeds and more of them at a time
 # make sanitize    the C core under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean       removes what was made here, the virtual environment included
@@ -70,18 +70,19 @@ lint: $(VENV)/.installed-dev
 	$(CC) -std=c11 -D_FILE_OFFSET_BITS=64 -O2 $(WARNINGS) -fsyntax-only $(filter %.c,$(CORE))
 
 # The tests' own settings keep pytest-benchmark out.
-BENCH := $(BIN)/python -m pytest -o addopts= -o filterwarnings= --import-mode=importlib -p no:xdist
+BENCH := $(BIN)/python -m pytest -o addopts= --import-mode=importlib
 
 bench: $(VENV)/.installed-test
-	$(IN_TEMPORARY) $(BENCH) --basetemp=$$tmp/t --benchmark-sort=name --benchmark-columns=median,iqr,min,max,rounds \
-	    $(if $(NAME),--benchmark-save=$(NAME),--benchmark-autosave) $(PYTEST_ARGS) benches
+	$(IN_TEMPORARY) $(BENCH) --basetemp=$$tmp/t --benchmark-sort=name --benchmark-group-by=func \
+	    --benchmark-columns=median,iqr,min,max,rounds $(if $(NAME),--benchmark-save=$(NAME),--benchmark-autosave) \
+	    $(PYTEST_ARGS) benches
 
 bench-compare: $(VENV)/.installed-test
 	$(BIN)/python benches/diff.py "$(A)" "$(B)"
 
 # Can the benchmarks be collected, and the programs beside them be started?
 bench-check: $(VENV)/.installed-test
-	$(BENCH) --collect-only -q benches | tail -n 1
+	$(BENCH) --collect-only -qq benches
 	for program in compare diff python_share; do $(BIN)/python benches/$$program.py --help >/dev/null || exit 1; done
 
 compare: $(VENV)/.installed-bench
@@ -90,7 +91,7 @@ compare: $(VENV)/.installed-bench
 
 python-share: $(VENV)/.installed-bench
 	scripts/system-packages profile
-	$(BIN)/python benches/python_share.py $(SHARE_ARGS)
+	$(BIN)/python benches/python_share.py --work $(WORK) $(SHARE_ARGS)
 
 stress: $(VENV)/.installed-test
 	scripts/system-packages test
