@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import diskhaul
-from diskhaul.options import VerifyMode
+import diskhaul_native as native
+from diskhaul.options import DirectIO, VerifyMode
 
 from .conftest import KINDS, MIB, make_cluster, remove_exports, write_data_set
 
@@ -70,3 +71,26 @@ def test_export_by_chunk_size_and_threads(measured: Callable[..., Any], tmp_path
         chunk_size=chunk_size,
         threads=threads,
     )
+
+
+@pytest.mark.parametrize("direct_io", ["auto", "always", "never"])
+@pytest.mark.parametrize("read_ahead", [0, 2, 4])
+def test_export_of_a_cold_disk_by_direct_io_and_read_ahead(
+    measured: Callable[..., Any], tmp_path: Path, direct_io: DirectIO, read_ahead: int
+) -> None:
+    write_data_set(tmp_path / "disk.raw", "mixed", SIZE)
+    cluster = make_cluster(tmp_path, diskhaul.Disk(path=tmp_path / "disk.raw"))
+    options = diskhaul.ExportOptions(compress="none", direct_io=direct_io, read_ahead=read_ahead)
+
+    def before() -> None:
+        remove_exports(cluster)
+        with open(tmp_path / "disk.raw", "rb") as disk:
+            native.drop_cache(disk.fileno(), 0, SIZE)
+
+    def export() -> diskhaul.ExportResult:
+        try:
+            return diskhaul.export("vm", node="beta", config=cluster, options=options)
+        except diskhaul.RefusedError as error:
+            pytest.skip(f"no direct I/O here: {error}")
+
+    measured(export, size=SIZE, rounds=5, before=before, direct_io=direct_io, read_ahead=read_ahead)

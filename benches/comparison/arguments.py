@@ -44,7 +44,7 @@ examples:
   benches/compare.py --work /var/tmp/cmp                          everything: about an hour on two cores
   benches/compare.py --work /var/tmp/cmp --group compressed --cache hot --durable
   benches/compare.py --work /var/tmp/cmp --only diskhaul,zstd-1 --rounds 9
-  benches/compare.py --work /var/tmp/cmp --group compressed --variant 'one-thread=--profile one-thread.toml'
+  benches/compare.py --work /var/tmp/cmp --only diskhaul,diskhaul-ahead --variant 'ahead=--read-ahead 6'
   benches/compare.py --from results.json --readme
 
 how things are measured:
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=OPTIONS",
         type=_variant,
         default=[],
-        help="one more row for diskhaul, with these options",
+        help="one more row for diskhaul, with these options of export (in the group restore: of import)",
     )
     where = made.add_argument_group("where, and on which disk")
     where.add_argument("--work", metavar="DIR", type=Path, help="working directory: the disk, inputs and results lie there")
