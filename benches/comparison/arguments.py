@@ -63,6 +63,9 @@ exit status:
 """
 
 
+_FROM = "measure nothing: show the results in a JSON file, or in several that belong together (once for each)"
+
+
 def parse_size(given: str) -> int:
     """Bytes of "5G", "512M"; the units are 1024 times each other."""
     match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", given.strip(), re.IGNORECASE)
@@ -131,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--json", metavar="FILE", type=Path, help="write everything that was measured, with machine and commands")
     out.add_argument("--png", metavar="FILE", type=Path, help="draw a chart (needs matplotlib)")
     out.add_argument("--readme", action="store_true", help="print the tables as Markdown")
-    out.add_argument("--from", dest="earlier", metavar="FILE", type=Path, help="measure nothing: show the results in a JSON file")
+    out.add_argument("--from", dest="earlier", metavar="FILE", type=Path, action="append", help=_FROM)
     out.add_argument("--commands", action="store_true", help="only print the commands of everybody who would take part")
     out.add_argument("--prepare", action="store_true", help="only make the disk and what the programs need")
     return made
@@ -139,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """What was asked for, checked. `work` is None only when `earlier` is set."""
+    """What was asked for, checked. `work` is None only when there are `earlier` results."""
 
     groups: tuple[str, ...]
     only: tuple[str, ...]
@@ -157,7 +160,7 @@ class Arguments:
     json: Path | None
     png: Path | None
     readme: bool
-    earlier: Path | None
+    earlier: tuple[Path, ...]
     commands: bool
     prepare: bool
 
@@ -166,7 +169,7 @@ def parse(given: Sequence[str]) -> Arguments:
     """Read and check the arguments; what is wrong ends the program with one line and status 2."""
     made = parser()
     found = made.parse_args(given)
-    if found.work is None and found.earlier is None:
+    if found.work is None and not found.earlier:
         made.error("--work DIR is needed: where may the disk and the results lie?")
     groups = [name for names in found.group or [list(GROUPS)] for name in names]
     for name in groups:
@@ -201,7 +204,7 @@ def parse(given: Sequence[str]) -> Arguments:
         json=found.json,
         png=found.png,
         readme=found.readme,
-        earlier=found.earlier,
+        earlier=tuple(found.earlier or ()),
         commands=found.commands,
         prepare=found.prepare,
     )

@@ -59,7 +59,7 @@ def _say(line: str) -> None:
 def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     """What there is to show, if anything, and whether it is incomplete because of an interruption."""
     if arguments.earlier:
-        return report.load(arguments.earlier), False
+        return report.merge([report.load(path) for path in arguments.earlier]), False
     assert arguments.work is not None
     place = Place(
         work=arguments.work, disk=arguments.disk or arguments.work / "disk.raw", diskhaul=os.path.abspath(arguments.diskhaul)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,46 @@ def load(path: Path) -> Report:
         return Report(runs=runs, entries=entries, **document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ComparisonError(f"{path} holds no results of this program: {error}") from error
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """One report of several that were measured on the same machine, disk and versions, such as a group each, or a few rounds.
+
+    Rounds are numbered on, so that only runs of the same report are paired. Raises ComparisonError for what does not belong
+    together.
+    """
+    first = reports[0]
+    runs: list[Run] = []
+    entries: dict[tuple[str, str], Entry] = {}
+    for number, report in enumerate(reports, start=1):
+        same_disk = all(report.disk.get(key) == first.disk.get(key) for key in ("path", "size"))
+        if report.machine != first.machine or not same_disk:
+            raise ComparisonError(f"results {number} are of another machine or another disk than the first")
+        differing = [
+            name for name in report.versions.keys() & first.versions.keys() if report.versions[name] != first.versions[name]
+        ]
+        if differing:
+            raise ComparisonError(f"results {number} are of another version than the first: {', '.join(sorted(differing))}")
+        done = max((run.round for run in runs), default=0)
+        runs += [replace(run, round=run.round + done) for run in report.runs]
+        entries |= {(entry.group, entry.name): entry for entry in report.entries}
+    places = {group: place for place, group in enumerate(GROUPS)}
+    rounds = Counter((run.group, run.name, run.cache) for run in runs)
+    return replace(
+        first,
+        versions={name: version for report in reports for name, version in report.versions.items()},
+        settings={
+            **first.settings,
+            "rounds": max(rounds.values(), default=0),
+            "durable": any(report.settings["durable"] for report in reports),
+            "trial": any(report.settings["trial"] for report in reports),
+        },
+        entries=sorted(entries.values(), key=lambda entry: places[entry.group]),
+        commands={name: lines for report in reports for name, lines in report.commands.items()},
+        runs=runs,
+        left_out=list(dict.fromkeys(line for report in reports for line in report.left_out)),
+        failed=list(dict.fromkeys(line for report in reports for line in report.failed)),
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,35 @@ def test_results_can_be_saved_and_shown_again(tmp_path: Path) -> None:
     assert document["tables"][0]["rows"][0]["ratio"] == 1.5
     assert document["commands"] == {"compressed/zstd-1": ["zstd -1 disk"]}
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_results_that_were_measured_bit_by_bit_are_put_together_and_paired_each_with_its_own() -> None:
+    first = made_report([run("compressed", "diskhaul", 1, 1.0), run("compressed", "zstd-1", 1, 2.0)], EXPORTS)
+    slower = made_report([run("compressed", "diskhaul", 1, 10.0), run("compressed", "zstd-1", 1, 30.0)], EXPORTS)
+    restore = [entry("restore", "diskhaul", "zstd-dc", own=True)]
+    other = made_report([run("restore", "diskhaul", 1, 5.0)], restore)
+    both = report.merge([other, first, slower])
+    assert both.settings["rounds"] == 2
+    assert [(table.group, [row.rounds for row in table.rows]) for table in both.tables] == [
+        ("compressed", [2, 2]),
+        ("restore", [1]),
+    ]
+    assert both.tables[0].rows[0].ratio == 2.5
+    assert both.failed == first.failed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"machine": {"cpu": "Another"}}, "another machine or another disk"),
+        ({"disk": {"path": "/e"}}, "another machine or another disk"),
+        ({"versions": {"zstd": "1.5.5"}}, "another version than the first: zstd"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(change: dict[str, dict[str, str]], words: str) -> None:
+    one = made_report(RUNS, EXPORTS)
+    with pytest.raises(ComparisonError, match=words):
+        report.merge([one, replace(one, **change)])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"tables": [], "runs": [{}], "entries": []}'])
