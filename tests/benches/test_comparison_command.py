@@ -138,3 +138,26 @@ def test_a_working_directory_that_others_may_write_to_is_refused(
     assert finished.returncode == 2
     assert "others may write to it" in finished.stderr
     assert os.listdir(tmp_path / "work") == []
+
+
+def test_an_interrupted_comparison_ends_what_it_has_started_and_says_so(
+    tmp_path: Path, disk: Path, diskhaul: Path, requires: Callable[..., None]
+) -> None:
+    requires("time", "cp")
+    slow = tmp_path / "slow/cp"
+    slow.parent.mkdir()
+    os.mkfifo(tmp_path / "started")
+    version = f'[ "$1" != --version ] || exec {shutil.which("cp")} --version'
+    slow.write_text(f"#!/bin/sh\n{version}\necho $$ >{tmp_path}/started\nexec sleep 600\n")
+    slow.chmod(0o755)
+    argv = [sys.executable, str(ROOT / "benches/compare.py"), "--work", str(tmp_path / "work"), "--disk", str(disk)]
+    argv += ["--diskhaul", str(diskhaul), "--cache", "hot", "--group", "uncompressed", "--only", "cp,dd-sparse"]
+    environment = {**os.environ, "PATH": f"{slow.parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        pid = int((tmp_path / "started").read_text())  # waits until it has been started
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: what has been measured so far is shown" in said
+    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    assert os.listdir(tmp_path / "work/out/exports") == []
