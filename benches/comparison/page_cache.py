@@ -26,12 +26,11 @@ def prepare(paths: list[Path], state: State) -> None:
     """
     os.sync()
     for path in paths:
-        share = resident_share(path)
-        if state == "cold" and share > 0:
+        if state == "cold":
             _drop(path)
             if resident_share(path) > 0.01:
                 raise ContestantError(f"{path} stays in the page cache, so nothing can be measured cold; is it on tmpfs?")
-        elif state == "hot":
+        else:
             _read(path)
             if resident_share(path) < 0.99:
                 raise ContestantError(f"{path} does not stay in the page cache: too little memory for hot runs")
