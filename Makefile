@@ -1,7 +1,10 @@
 # make demo        a small cluster: export, list, verify, restore, compare
 # make test        the tests; as root on Debian the programs they use are installed first
 # make lint        ruff, mypy, and the C core with warnings as errors
-# make bench       the benchmarks
+# make bench       the benchmarks; NAME=before saves them under that name
+# make bench-compare A=before B=after        how much faster B is, benchmark by benchmark
+# make compare     diskhaul beside other programs (docs/benchmarks.md); WORK=directory, COMPARE_ARGS='--rounds 3'
+# make python-share        how much of an export's CPU time is Python's
 # make stress      the tests again and again, with other seeds and more of them at a time
 # make sanitize    the C core under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean       removes what was made here, the virtual environment included
@@ -16,6 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 WORKERS ?= 2
 STRESS_ROUNDS ?= 5
+NAME ?=
+WORK ?= build/compare
+COMPARE_ARGS ?= --durable --json $(WORK)/results.json --png $(WORK)/results.png
+SHARE_ARGS ?=
 
 CORE := $(wildcard native/csrc/*.c native/csrc/*.h)
 BUILD := pyproject.toml native/ffi_build.py native/build_backend.py $(CORE)
@@ -25,7 +32,7 @@ WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Wstrict-prototypes -
 # shell ends, but not what is still mounted in it.
 IN_TEMPORARY := tmp=$$(mktemp -d); trap 'rm -rf --one-file-system "$$tmp"' EXIT;
 
-.PHONY: all demo test lint bench stress sanitize clean
+.PHONY: all demo test lint bench bench-check bench-compare compare python-share stress sanitize clean
 
 all: $(VENV)/.installed
 
@@ -45,6 +52,10 @@ $(VENV)/.installed-dev: $(VENV)/.made $(BUILD)
 	$(PIP) install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
+$(VENV)/.installed-bench: $(VENV)/.made $(BUILD)
+	$(PIP) install --quiet --editable '.[bench]'
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
 demo: $(VENV)/.installed
 	scripts/system-packages demo
 	scripts/demo.sh
@@ -58,9 +69,29 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(CC) -std=c11 -D_FILE_OFFSET_BITS=64 -O2 $(WARNINGS) -fsyntax-only $(filter %.c,$(CORE))
 
-# The tests' own settings keep pytest-benchmark out. Status 5 is "no benchmarks there".
+# The tests' own settings keep pytest-benchmark out.
+BENCH := $(BIN)/python -m pytest -o addopts= --import-mode=importlib
+
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -o addopts= --import-mode=importlib --benchmark-sort=name $(PYTEST_ARGS) benches || [ $$? -eq 5 ]
+	$(IN_TEMPORARY) $(BENCH) --basetemp=$$tmp/t --benchmark-sort=name --benchmark-group-by=func \
+	    --benchmark-columns=median,iqr,min,max,rounds $(if $(NAME),--benchmark-save=$(NAME),--benchmark-autosave) \
+	    $(PYTEST_ARGS) benches
+
+bench-compare: $(VENV)/.installed-test
+	$(BIN)/python benches/diff.py "$(A)" "$(B)"
+
+# Can the benchmarks be collected, and the programs beside them be started?
+bench-check: $(VENV)/.installed-test
+	$(BENCH) --collect-only -qq benches
+	for program in compare diff python_share; do $(BIN)/python benches/$$program.py --help >/dev/null || exit 1; done
+
+compare: $(VENV)/.installed-bench
+	scripts/system-packages compare
+	$(BIN)/python benches/compare.py --work $(WORK) $(COMPARE_ARGS)
+
+python-share: $(VENV)/.installed-bench
+	scripts/system-packages profile
+	$(BIN)/python benches/python_share.py --work $(WORK) $(SHARE_ARGS)
 
 stress: $(VENV)/.installed-test
 	scripts/system-packages test
