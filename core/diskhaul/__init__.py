@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl as hookimpl
     from .host import RegisteredBackend as RegisteredBackend
     from .library import (
+        bench as bench,
         export as export,
         import_ as import_,
         list_exports as list_exports,
@@ -138,7 +139,7 @@ _HOMES = {
     ),
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
-    "library": "export import_ list_exports plan plugins_report prune recover remove show tune verify",
+    "library": "bench export import_ list_exports plan plugins_report prune recover remove show tune verify",
     "model": "Cluster Disk Instance Nic Node",
     "option_defaults": "export_options import_options with_profile",
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",

@@ -667,6 +667,7 @@ class EngineSpec(BackendSpec[Engine]):
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunable:
     """An option of a backend that ``diskhaul tune`` searches besides its own parameters.

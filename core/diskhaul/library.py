@@ -19,6 +19,7 @@ from .operations.tuning.request import DEFAULT_SAMPLE, DEFAULT_TIME_S, DEFAULT_W
 from .option_defaults import export_options
 from .options import Aim, ExportOptions, ImportOptions, KeepPolicy, Setting
 from .records import (
+    BenchResult,
     ExportDetails,
     ExportResult,
     ImportResult,
@@ -31,6 +32,7 @@ from .records import (
 )
 
 Config = Cluster | Path | str
+DEFAULT_BENCH_TIME_S = 20.0
 
 
 def export(
@@ -307,6 +309,49 @@ def recover(
     return RecoverOperation(context, instance, lock_timeout_s).run()
 
 
+def bench(
+    *,
+    source: Disk | Path | str | None = None,
+    target: Path | str | None = None,
+    config: Config | None = None,
+    options: ExportOptions | None = None,
+    compressions: Sequence[str] | None = None,
+    time_limit_s: float = DEFAULT_BENCH_TIME_S,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> BenchResult:
+    """Measure what this machine can do, and say which of it an export would run into.
+
+    Every rate is the median of three rounds. The source is only read; below the target there is a file of at most 256 MiB, which
+    is gone at the end, however it ends.
+
+    Args:
+        source: a disk image, a block device, or any disk that a storage opens; None measures no reading.
+        target: a directory where exports would lie; None measures no writing.
+        config: whose ``[backend_options]`` are used, and ``[defaults]`` where `options` is None. None for neither.
+        options: of the export that is predicted.
+        compressions: what is measured besides that of `options` ("zstd:3", "zstd:-5..9"); None is a list from fast to small.
+        time_limit_s: about how long it takes, seconds; each rate is measured once whatever that takes.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason.
+        StorageError: the source cannot be read, or the target not be written.
+        InterruptedRunError: cancelled; nothing is left.
+    """
+    from .operations.bench import DEFAULT_COMPRESSIONS, BenchOperation, BenchRequest
+
+    cluster = _cluster(config) if config is not None else _no_cluster()
+    request = BenchRequest(
+        source=_disk(source),
+        target=Path(target) if target is not None else None,
+        options=options or export_options(cluster),
+        compressions=tuple(compressions) if compressions is not None else DEFAULT_COMPRESSIONS,
+        time_limit_s=time_limit_s,
+    )
+    return BenchOperation(RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel), request).run()
+
+
 def tune(
     *,
     target: Path | str,
@@ -438,6 +483,7 @@ def _context_for(
 
 
 __all__ = [
+    "bench",
     "export",
     "import_",
     "list_exports",

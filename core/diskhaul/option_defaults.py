@@ -1,4 +1,4 @@
-"""Where options come from: what a call gives, then the profile, then the cluster's ``[defaults]``, then the options themselves."""
+"""Where options come from: what a call gives, then the profile, then the cluster's ``[defaults]``, then the built-in ones."""
 
 from __future__ import annotations
 

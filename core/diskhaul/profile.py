@@ -116,7 +116,9 @@ def profile_target_problem(path: Path | str) -> str | None:
 
 
 def _problems(raw: Mapping[str, Any]) -> list[str]:
-    problems = [f"{_key(name)}: is no section of a profile; {suggestion(name, _SECTIONS)}" for name in raw if name not in _SECTIONS]
+    problems = [
+        f"{_key(name)}: is no section of a profile; {suggestion(name, _SECTIONS)}" for name in raw if name not in _SECTIONS
+    ]
     for name in _SECTIONS:
         section = raw.get(name, {})
         if not isinstance(section, dict):

@@ -119,6 +119,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
       diskhaul export db1 --node beta --compress zstd:9 --verify full --dry-run
     """
     import diskhaul
+
     from .render import export_text, notes
 
     cluster = _cluster(invocation, profile)
@@ -157,6 +158,7 @@ def plan_command(invocation: Invocation, /, instance: str, node: str, profile: P
       diskhaul plan web1 --node beta --no-shutdown --compress zstd:9
     """
     import diskhaul
+
     from .render import plan_text
 
     cluster = _cluster(invocation, profile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,7 +14,10 @@ from .export import CHUNK
 from .invocation import PATH, Answer, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds, parse_size
-from .path_options import path_options
+from .path_options import path_options, profile_option
+
+if TYPE_CHECKING:
+    from ..records import Profile
 
 _RATIO = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4})?x")
 _SAMPLE = checked("a size", partial(parse_size, smallest=1 << 20, largest=1 << 50))
@@ -47,10 +50,69 @@ def _time(text: str) -> float:
 TIME = checked("seconds", _time)
 
 
+@click.command("bench", cls=Operation)
+@click.option(
+    "--source", cls=Option, type=PATH, metavar="DISK", help="An image or block device to read; nothing is written to it."
+)
+@click.option(
+    "--target", cls=Option, type=PATH, metavar="DIR", help="Where exports would lie. A scratch file is made and removed."
+)
+@click.option(
+    "--time", "time_limit_s", cls=Option, type=TIME, metavar="S", help="About how long to measure, seconds. [default: 20]"
+)
+@click.option("--compress", cls=Option, metavar="C", help="Of the export that is predicted, as all options below.")
+@click.option("--chunk-size", cls=Option, type=CHUNK, metavar="SIZE", help="Unit of reading, digests and compression.")
+@path_options
+@profile_option
+@common_options(hidden=True)
+@click.pass_obj
+def bench_command(
+    invocation: Invocation,
+    /,
+    source: Path | None,
+    target: Path | None,
+    time_limit_s: float | None,
+    profile: Profile | None,
+    **given: Any,
+) -> Answer:
+    """Measure this machine's limits, and say which of them an export will hit.
+
+    Reads the source (past the page cache, and from it), writes a scratch file of at most 256 MiB below the target, reads it
+    back, and measures memory, zero scan, digest and compression on data of the source, by one thread and by as many as an export
+    uses. Every rate is the median of three rounds.
+
+    \b
+    Examples:
+      diskhaul bench --source /dev/vg/web1 --target /srv/exports
+      diskhaul bench --source disk.raw --target . --compress zstd:3 --threads 4
+      diskhaul --json bench
+    """
+    import diskhaul
+    from diskhaul.library import DEFAULT_BENCH_TIME_S
+
+    from .render_tuning import bench_text
+
+    cluster = invocation.cluster_if_any() or diskhaul.Cluster(name="none", state_dir=Path("/nonexistent"))
+    if profile is not None:
+        cluster = diskhaul.with_profile(cluster, profile)
+    result = diskhaul.bench(
+        source=source,
+        target=target,
+        config=cluster,
+        options=diskhaul.export_options(cluster, **given),
+        on_event=invocation.on_event,
+        cancel=invocation.cancel,
+        time_limit_s=DEFAULT_BENCH_TIME_S if time_limit_s is None else time_limit_s,
+    )
+    return Answer(document=jsonable(result), text=lambda: bench_text(result))
+
+
 @click.command("tune", cls=Operation)
 @click.option("--source", cls=Option, type=PATH, metavar="DISK", help="The image or block device to tune for; it is only read.")
 @click.option("--instance", cls=Option, metavar="I", help="In its place: an instance of the configuration, with all its disks.")
-@click.option("--target", cls=Option, type=PATH, required=True, metavar="DIR", help="Where exports would lie. All is removed again.")
+@click.option(
+    "--target", cls=Option, type=PATH, required=True, metavar="DIR", help="Where exports would lie. All is removed again."
+)
 @click.option("--aim", cls=Option, type=click.Choice(get_args(Aim)), help="What is best. [default: fastest]")
 @click.option(
     "--within",

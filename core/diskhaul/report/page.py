@@ -22,6 +22,11 @@ _METHODS = {
     "grid": "successive halving over a part of the grid, then single steps away from the best",
 }
 
+_BY_VALUE = (
+    "All trials by the value they had; the bars are medians (brown the default, blue what was found); {better}. The other settings "
+    "differ from trial to trial, so a bar tells of a tendency."
+)
+
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #1f2933; background: #fff;
@@ -33,7 +38,8 @@ p { margin: .4rem 0; } .quiet { color: #52606d; } code { font-size: .93em; overf
 .outcome strong { font-size: 1.15rem; }
 .figures { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0; }
 .figures div { flex: 1 1 120px; border: 1px solid #e4e7eb; border-radius: 6px; padding: .5rem .8rem; }
-.figures b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; } .figures span { color: #52606d; font-size: .85rem; }
+.figures b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
+.figures span { color: #52606d; font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; border-bottom: 2px solid #9aa5b1; }
 th, td { padding: .26rem .7rem .26rem 0; vertical-align: top; } td { border-bottom: 1px solid #e4e7eb; }
@@ -57,10 +63,11 @@ def write_tune_report(result: TuneResult, path: Path | str) -> None:
 
 def tune_page(result: TuneResult) -> str:
     """The page as text."""
+    measured = _text(str(result.profile.measurements.get("measured", "")))
+    way = f"from <code>{_text(result.source)}</code> to <code>{_text(result.target)}</code>"
     parts = [
         f"<h1>Settings for the {_AIMS[result.aim]}</h1>",
-        f"<p class=quiet>from <code>{_text(result.source)}</code> to <code>{_text(result.target)}</code>, measured "
-        f"{_text(str(result.profile.measurements.get('measured', '')))}</p>",
+        f"<p class=quiet>{way}, measured {measured}</p>",
         _outcome(result),
         _key_figures(result),
         "<h2>Settings</h2>",
@@ -108,10 +115,14 @@ def _settings(result: TuneResult) -> str:
     rows = []
     for name, values in result.searched.items():
         before, after = setting_text(name, result.defaults[name]), setting_text(name, result.found[name])
-        rows.append((name, before, _Changed(after) if after != before else after, ", ".join(setting_text(name, v) for v in values)))
+        rows.append(
+            (name, before, _Changed(after) if after != before else after, ", ".join(setting_text(name, v) for v in values))
+        )
     fixed = ", ".join(f"{name} {setting_text(name, value)}" for name, value in result.fixed.items())
     note = "" if result.better else " What was found is not in the profile."
-    return _table(("searched", "defaults", "found", "tried from"), rows) + f"<p class=quiet>Not searched: {_text(fixed)}.{note}</p>"
+    return (
+        _table(("searched", "defaults", "found", "tried from"), rows) + f"<p class=quiet>Not searched: {_text(fixed)}.{note}</p>"
+    )
 
 
 def _plots(result: TuneResult) -> list[str]:
@@ -137,8 +148,7 @@ def _plots(result: TuneResult) -> list[str]:
         (
             len(result.trials) > 1,
             "What each setting does",
-            f"All trials by the value they had; the bars are medians (brown the default, blue what was found); {better}. "
-            "The other settings differ from trial to trial, so a bar tells of a tendency.",
+            _BY_VALUE.format(better=better),
             plots.parameter_plot,
         ),
         (
@@ -170,19 +180,18 @@ def _rounds(result: TuneResult) -> list[str]:
 
 
 def _method(result: TuneResult) -> str:
-    return "".join(
-        f"<p>{_text(line)}</p>"
-        for line in (
-            f"Each trial is a real export of the same sample: {_size(result.sample_bytes)} of the {_size(result.data_bytes)} that "
-            "the source holds, spread evenly over it. What the page cache held of it was dropped before each trial. The time is "
-            "from the first byte read to the published export, with digests, fsync and verification of what was stored; CPU time "
-            "is that of the whole process.",
-            f"Chosen by {_METHODS.get(result.method, result.method)}. All trials together wrote {_size(result.written_bytes)} below "
-            "the target, and removed it.",
-            "The caches of the disk itself, or of a host below this machine, cannot be dropped. Others who used the machine "
-            "meanwhile are part of the noise.",
-        )
-    )
+    sample, data, written = _size(result.sample_bytes), _size(result.data_bytes), _size(result.written_bytes)
+    text = f"""
+Each trial is a real export of the same sample: {sample} of the {data} that the source holds, spread evenly over it. What the page
+cache held of it was dropped before each trial. The time is from the first byte read to the published export, with digests, fsync
+and verification of what was stored; CPU time is that of the whole process.
+
+Chosen by {_METHODS.get(result.method, result.method)}. All trials together wrote {written} below the target, and removed it.
+
+The caches of the disk itself, or of a host below this machine, cannot be dropped. Others who used the machine meanwhile are part
+of the noise.
+"""
+    return "".join(f"<p>{_text(' '.join(paragraph.split()))}</p>" for paragraph in text.split("\n\n"))
 
 
 def _trials(result: TuneResult) -> str:

@@ -60,7 +60,9 @@ def history_plot(result: TuneResult) -> str:
             axes.scatter(xs, ys, s=32, color=color, marker=marker, label=label, zorder=2 if color == _OTHERS else 3)
     stopped = [t.number for t in result.trials if t.problem]
     if stopped:
-        axes.scatter(stopped, [0] * len(stopped), s=28, color=_INK, marker="x", label="stopped or failed", zorder=3, clip_on=False)
+        axes.scatter(
+            stopped, [0] * len(stopped), s=28, color=_INK, marker="x", label="stopped or failed", zorder=3, clip_on=False
+        )
     for row, (phase, label) in enumerate((("confirm", "best ones again"), ("compare", "comparison"))):
         first = next((t.number for t in result.trials if t.phase == phase), None)
         if first is not None:
@@ -130,9 +132,7 @@ def tradeoff_plot(result: TuneResult) -> str:
     for name, trial in best.items():
         color = _color(name, "compress", result)
         axes.scatter([x.of(trial)], [y.of(trial)], s=45, color=color, zorder=3)
-        axes.annotate(
-            str(name), (x.of(trial), y.of(trial)), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=_INK
-        )
+        axes.annotate(str(name), (x.of(trial), y.of(trial)), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=_INK)
     axes.set_xlabel(x.label)
     axes.set_ylabel(_wrapped(y.label))
     axes.margins(0.12)

@@ -37,8 +37,9 @@ def judge(rounds: Sequence[TuneRound], objective: Objective) -> Verdict:
     """Judge the settings found.
 
     Better means: in the median of the rounds' ratios by more than the noise and than `SMALLEST_GAIN`; in every round, or in all
-    but one of five or more; and within the limits of `objective`; or within limits that the defaults break. The noise is twice the standard error of the median, from the
-    median absolute deviation of the ratios (1.4826 and 1.2533 make both what they are for a normal distribution).
+    but one of five or more; and within the limits of `objective`; or just within limits that the defaults break. The noise is
+    twice the standard error of the median, from the median absolute deviation of the ratios (1.4826 and 1.2533 make both what
+    they are for a normal distribution).
     """
     if len(rounds) < MIN_ROUNDS:
         return Verdict(False, f"there was no time for {MIN_ROUNDS} rounds of comparison: the defaults stand")

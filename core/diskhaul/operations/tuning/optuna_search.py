@@ -74,7 +74,7 @@ class OptunaSearch(Searcher):
             study.tell(asked.pop(), value)
             return
         places = {each.name: each.values.index(settings[each.name]) for each in self._space.parameters}
-        ranges = {
-            each.name: optuna.distributions.IntDistribution(0, len(each.values) - 1) for each in self._space.parameters
-        }
+        ranges: dict[str, optuna.distributions.BaseDistribution] = {}
+        for each in self._space.parameters:
+            ranges[each.name] = optuna.distributions.IntDistribution(0, len(each.values) - 1)
         study.add_trial(optuna.trial.create_trial(params=places, distributions=ranges, value=value))

@@ -78,7 +78,8 @@ class TuneRun:
         self._request, self._space, self._runner = request, space, runner
         self._searcher, self._feedback, self._token = searcher, feedback, token
         self._units, self._room, self._sample_limit = units, room, sample_limit
-        self._begin_log, self._log = begin_log, None
+        self._begin_log = begin_log
+        self._log: TrialLog | None = None
         self._until = until
         left_s = max(0.0, until - time.monotonic())
         self._search_until = until - left_s * (_COMPARE_SHARE + _CONFIRM_SHARE)

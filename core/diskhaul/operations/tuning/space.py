@@ -113,8 +113,7 @@ def make_space(
     kept = {name: getattr(defaults, name) for name in PROFILE_OPTION_NAMES if name not in given and name not in searched}
     parameters = [parameter for name, parameter in searched.items() if name not in given]
     for tunable in tunables:
-        applies = tunable.applies or (lambda disk, backend=tunable.backend: disk.storage == backend)
-        if any(applies(disk) for disk in disks):
+        if any(tunable.applies(disk) if tunable.applies else disk.storage == tunable.backend for disk in disks):
             configured = cluster.backend_options.get(tunable.backend, {}).get(tunable.option, tunable.default)
             parameters.append(_parameter(tunable.name, tunable.values, configured))
     return Space(tuple(parameters), given, kept)

@@ -53,7 +53,7 @@ class TrialToken(CancellationToken):
         super().__init__()
 
     @property
-    def cancelled(self) -> bool:  # type: ignore[override]  # a plain attribute there
+    def cancelled(self) -> bool:
         return self._own or self._outer.cancelled or time.monotonic() >= self._until
 
     @cancelled.setter
