@@ -32,7 +32,7 @@ from .scratch import scratch_directory
 from .tuning.request import MAX_TIME_S, MIN_TIME_S, expand_compressions
 from .tuning.sample import Unit, units_of
 
-DEFAULT_COMPRESSIONS = ("none", "zstd:-5", "zstd:-1", "zstd:1", "zstd:3", "zstd:6", "zstd:9", "gzip:1")
+DEFAULT_COMPRESSIONS = ("zstd:-5", "zstd:-1", "zstd:1", "zstd:3", "zstd:6", "zstd:9", "gzip:1")
 _ROOM_SHARE = 0.25
 
 

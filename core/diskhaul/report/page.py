@@ -23,8 +23,8 @@ _METHODS = {
 }
 
 _BY_VALUE = (
-    "All trials by the value they had; the bars are medians (brown the default, blue what was found); {better}. The other settings "
-    "differ from trial to trial, so a bar tells of a tendency."
+    "All trials by the value they had; the bars are medians (brown the default, blue what was found); {better}. "
+    "The other settings differ from trial to trial, so a bar tells of a tendency."
 )
 
 _STYLE = """

@@ -28,8 +28,8 @@ def path_limits(
         one_device: source and target lie on the same one.
     """
     compression = f"compress {options.compress}"
-    compressor = measured[compression, threads]
-    ratio = compressor.ratio if compressor.ratio is not None else 1.0
+    compressor = measured.get((compression, threads))  # there is none for raw exports
+    ratio = compressor.ratio if compressor is not None and compressor.ratio is not None else 1.0
     check = options.verify != "none"
     limits = [_cpu(measured, options, compression, ratio, threads, kernel)]
 
