@@ -314,9 +314,9 @@ class TuneResult:
         defaults: the values of what was searched where nothing is tuned.
         found: the best ones found; those in `profile` only if they are `better`.
         better: the settings found beat the defaults in the final comparison by more than its noise.
-        ratio: seconds (stored bytes, CPU seconds: what `aim` is about) of those found by those of the defaults, median of the
-            rounds; None where there was no comparison.
-        noise: by how much the ratio may be off.
+        ratio: seconds (stored bytes, CPU seconds: what `aim` is about) of those found by those of the defaults, geometric mean
+            of the rounds; None where there was no comparison.
+        noise: by how much the ratio may be off by chance, as a share.
         verdict: the outcome in a sentence.
         sample_bytes: what each trial read, of `data_bytes` that the source holds.
         written_bytes: what all trials together wrote below the target, and removed again.

@@ -24,7 +24,7 @@ from .trial_log import TrialLog
 
 Phase = Literal["search", "confirm", "compare"]
 
-_COMPARE_SHARE = 0.25  # of the time
+_COMPARE_SHARE = 0.35  # of the time
 _CONFIRM_SHARE = 0.10
 _TRIALS = 24  # as many as these should fit into the search
 _FIRST_PROBE = 64 * MIB
@@ -212,6 +212,8 @@ class TuneRun:
         most = MIN_ROUNDS + 2 if self._request.aim == "smallest" else MAX_ROUNDS
         round_s = 2 * self._wall_s
         while len(rounds) < most and time.monotonic() + round_s * _SLACK < self._until:
+            if len(rounds) >= MIN_ROUNDS and not self._may_write(trials=2):
+                break
             began = time.monotonic()
             both = [self._space.defaults, found]
             if len(rounds) % 2:
@@ -226,11 +228,13 @@ class TuneRun:
         return rounds
 
     def _has_time(self, until: float) -> bool:
+        """Whether there is time for one more trial until then, and room for it below the limit of what may be written."""
         self._token.raise_if_cancelled()
-        expected = max((trial.stored_bytes for trial in self._trials), default=0)
-        if self._runner.written_bytes + expected * (2 * MIN_ROUNDS + 1) > self._request.write_limit:
-            return False  # the rest is for the comparison
-        return time.monotonic() + self._wall_s * _SLACK < until
+        return self._may_write(trials=1 + 2 * MIN_ROUNDS) and time.monotonic() + self._wall_s * _SLACK < until
+
+    def _may_write(self, *, trials: int) -> bool:
+        largest = max((trial.stored_bytes for trial in self._trials), default=0)
+        return self._runner.written_bytes + trials * largest <= self._request.write_limit
 
     # --- a trial ----------------------------------------------------------------------------------------------------
 
