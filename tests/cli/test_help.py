@@ -34,7 +34,10 @@ EXPORT_FLAGS = [
     "--profile",
     *PATH_FLAGS,
 ]
-HEAVY = "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins optuna matplotlib numpy"
+HEAVY = (
+    "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins "
+    "optuna matplotlib numpy"
+)
 FLAGS = {
     "export": [*EXPORT_FLAGS, "--dry-run"],
     "plan": EXPORT_FLAGS,
