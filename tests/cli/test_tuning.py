@@ -18,7 +18,7 @@ from diskhaul.cli.tuning import parse_within
 from .conftest import ENVIRONMENT, Lab, Ran, take_signals_as_from_a_shell
 
 MIB = 1 << 20
-KEPT = ("--chunk-size", "1M", "--threads", "1", "--read-ahead", "0", "--write-limit", "16M", "--time", "120")
+KEPT = ("--chunk-size", "1M", "--threads", "1", "--read-ahead", "0", "--write-limit", "16M", "--time", "1000")
 
 Run = Callable[..., Ran]
 

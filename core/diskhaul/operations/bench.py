@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,13 +21,12 @@ from ..profile import PROFILE_OPTION_NAMES
 from ..records import BenchResult, Measurement
 from .base import Operation, RunContext
 from .benching.data import made_up_sample, sample_of
-from .benching.disks import SCRATCH_BYTES, TargetFile, source_works
+from .benching.disks import SCRATCH_BYTES, SMALLEST_SCRATCH, TargetFile, source_works
 from .benching.limits import path_limits
 from .benching.processor import best_kernel, processor_works
 from .benching.rates import Work, measure
-from .planning import lies_on
 from .plugin_answers import failure_lines
-from .scratch import scratch_directory
+from .scratch import free_bytes, scratch_directory, target_problems
 from .tuning.request import MAX_TIME_S, MIN_TIME_S, expand_compressions
 from .tuning.sample import Unit, units_of
 
@@ -106,17 +104,12 @@ class BenchOperation(Operation[BenchResult]):
         target, disk = self._request.target, self._request.source
         if target is None:
             return []
-        if not target.is_dir():
-            return [f"target: {target} is not a directory; make it first"]
-        if not os.access(target, os.W_OK | os.X_OK):
-            return [f"target: {target} cannot be written to by this user"]
-        if disk is not None and disk.path is not None and lies_on(target, disk.path):
-            return [f"target: {target} lies on {disk.label}, which must not be written to: choose another directory"]
-        status = os.statvfs(target)
-        self._room = int(status.f_bavail * status.f_frsize * _ROOM_SHARE)
-        if self._room < self._request.options.chunk_size * 2:
-            return [f"target: {target} has no room"]
-        return []
+        problems = target_problems(target, [] if disk is None else [disk])
+        if not problems:
+            self._room = int(free_bytes(target) * _ROOM_SHARE)
+            if self._room < SMALLEST_SCRATCH:
+                problems.append(f"target: {target} has no room")
+        return problems
 
     def _open(self, disk: Disk, direct_io: DirectIO) -> Source:
         return Source(self.host.storage(disk.storage).open(disk), disk.label, direct_io=direct_io)

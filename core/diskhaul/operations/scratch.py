@@ -7,12 +7,39 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import StorageError
+from ..model import Disk
+from .planning import lies_on
+
 _PREFIX = ".diskhaul-scratch-"
 _NAME = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}\Z")
+
+
+def target_problems(target: Path, disks: Iterable[Disk]) -> list[str]:
+    """Why no scratch directory can be made below `target`, or must not be since it lies on one of `disks`; one line each."""
+    if not target.is_dir():
+        return [f"target: {target} is not a directory; make it first"]
+    if not os.access(target, os.W_OK | os.X_OK):
+        return [f"target: {target} cannot be written to by this user"]
+    mode = target.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return [f"target: {target} can be written by every user, who could change what is measured; run: chmod o-w {target}"]
+    return [
+        f"target: {target} lies on {disk.label}, which must not be written to: choose another directory"
+        for disk in disks
+        if disk.path is not None and lies_on(target, disk.path)
+    ]
+
+
+def free_bytes(target: Path) -> int:
+    """Room below `target` for this user."""
+    status = os.statvfs(target)
+    return status.f_bavail * status.f_frsize
 
 
 @contextmanager
@@ -22,17 +49,33 @@ def scratch_directory(target: Path) -> Iterator[Path]:
     A lock on it ends with the process: directories that nobody holds any more are removed first.
 
     Raises:
-        OSError: it cannot be made, or not be removed.
+        StorageError: it cannot be made, or not be removed (which is noted with what the block raises, if it does).
     """
-    _sweep(target)
-    path, descriptor = _made(target)
     try:
-        yield path
-    finally:
+        _sweep(target)
+        path, descriptor = _made(target)
+    except OSError as error:
+        raise StorageError(f"target: {target}: no directory can be made: {error.strerror}", path=str(target)) from error
+    try:
         try:
-            shutil.rmtree(path)
-        finally:
-            os.close(descriptor)
+            yield path
+        except BaseException as error:
+            if failure := _removal_failure(path):
+                error.add_note(str(failure))
+            raise
+        if failure := _removal_failure(path):
+            raise failure
+    finally:
+        os.close(descriptor)
+
+
+def _removal_failure(path: Path) -> StorageError | None:
+    """Remove a scratch directory; return what went wrong."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        return StorageError(f"{path} could not be removed, do so by hand: {error.strerror or error}", path=str(path))
+    return None
 
 
 def empty(directory: Path) -> None:

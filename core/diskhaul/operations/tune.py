@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import DiskhaulError, InterruptedRunError, RefusedError, StorageError
+from ..errors import DiskhaulError, InterruptedRunError, RefusedError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
 from ..machine import machine_facts
@@ -25,9 +24,8 @@ from ..pipeline.source import Source
 from ..profile import save_profile
 from ..records import Profile, TuneResult
 from .base import Operation, RunContext
-from .planning import lies_on
 from .plugin_answers import failure_lines
-from .scratch import scratch_directory
+from .scratch import free_bytes, scratch_directory, target_problems
 from .tuning.request import TuneRequest, request_problems
 from .tuning.run import Outcome, TuneRun
 from .tuning.sample import Unit, units_of
@@ -106,18 +104,12 @@ class TuneOperation(Operation[TuneResult]):
 
     def _target_problems(self) -> list[str]:
         target = self._request.target
-        if not target.is_dir():
-            return [f"target: {target} is not a directory; make it first"]
-        if not os.access(target, os.W_OK | os.X_OK):
-            return [f"target: {target} cannot be written to by this user"]
-        for disk in self._disks:
-            if disk.path is not None and lies_on(target, disk.path):
-                return [f"target: {target} lies on {disk.label}, which must not be written to: choose another directory"]
-        status = os.statvfs(target)
-        self._room = int(status.f_bavail * status.f_frsize * _ROOM_SHARE)
-        if self._room < 1:
-            return [f"target: {target} has no room"]
-        return []
+        problems = target_problems(target, self._disks)
+        if not problems:
+            self._room = int(free_bytes(target) * _ROOM_SHARE)
+            if self._room < 1:
+                problems.append(f"target: {target} has no room")
+        return problems
 
     def _space_problems(self) -> list[str]:
         if not self._space.parameters:
@@ -195,10 +187,7 @@ class TuneOperation(Operation[TuneResult]):
         searcher, method = self._searcher()
         with ExitStack() as stack:
             stack.callback(self._close_log)
-            try:
-                scratch = stack.enter_context(scratch_directory(request.target))
-            except OSError as error:
-                raise StorageError(f"target: {request.target}: {error.strerror}", path=str(request.target)) from error
+            scratch = stack.enter_context(scratch_directory(request.target))
             runner = TrialRunner(
                 self.cluster, self.context.plugins, self._disks, self._space, ExportOptions(), scratch, self.token
             )

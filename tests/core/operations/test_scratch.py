@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from diskhaul.operations.scratch import empty, scratch_directory
+from diskhaul.errors import StorageError
+from diskhaul.model import Disk
+from diskhaul.operations.scratch import empty, scratch_directory, target_problems
 
 HOLDER = """
 import sys
@@ -77,3 +79,29 @@ def test_emptying_a_directory_follows_no_link(tmp_path: Path) -> None:
     empty(full)
     assert os.listdir(full) == []
     assert os.listdir(kept) == ["file"]
+
+
+def test_a_target_that_is_none_or_that_everybody_may_change_is_told(tmp_path: Path) -> None:
+    assert target_problems(tmp_path, [Disk(path=tmp_path / "nothing"), Disk()]) == []
+    assert "is not a directory" in target_problems(tmp_path / "nowhere", [])[0]
+    tmp_path.chmod(0o777)
+    assert "chmod o-w" in target_problems(tmp_path, [])[0]
+    tmp_path.chmod(0o1777)  # as /tmp
+    assert target_problems(tmp_path, []) == []
+
+
+def test_a_directory_that_cannot_be_made_or_not_be_removed_is_a_storage_error(tmp_path: Path) -> None:
+    def use(target: Path, *, fail: bool) -> None:
+        with scratch_directory(target) as path:
+            path.rename(tmp_path / "elsewhere")  # so that it cannot be removed
+            if fail:
+                raise KeyError
+
+    with pytest.raises(StorageError, match="no directory can be made"), scratch_directory(tmp_path / "nowhere"):
+        pass
+    with pytest.raises(StorageError, match="could not be removed, do so by hand"):
+        use(tmp_path, fail=False)
+    (tmp_path / "elsewhere").rmdir()
+    with pytest.raises(KeyError) as caught:
+        use(tmp_path, fail=True)
+    assert "could not be removed" in caught.value.__notes__[0]

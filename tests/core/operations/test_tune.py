@@ -47,7 +47,7 @@ def tune(disk: Path, target: Path, tmp_path: Path) -> Callable[..., diskhaul.Tun
         usual: dict[str, Any] = {
             "source": disk,
             "target": target,
-            "time_limit_s": 120.0,
+            "time_limit_s": 1000.0,
             "fixed": FIXED,
             "out": tmp_path / "profile.toml",
             "write_limit": 16 * MIB,  # of some 1.3 MiB each
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_profile_and_its_trials_and_nothing_else(
     assert result.defaults == {"direct_io": "auto"}
     assert {trial.settings["direct_io"] for trial in result.trials} == {"auto", "never"}
     assert [trial.number for trial in result.trials] == list(range(1, len(result.trials) + 1))
-    assert {trial.problem for trial in result.trials} == {""}
+    assert {trial.problem.partition(" after")[0] for trial in result.trials} <= {"", "stopped"}, "slow ones are stopped"
     assert result.found == {"direct_io": "never"}
     assert len(result.rounds) >= 3
     assert all(each.defaults.settings == result.defaults and each.found.settings == result.found for each in result.rounds)
@@ -128,7 +128,7 @@ def test_optuna_that_is_asked_for_and_missing_is_refused(tune: Tune, monkeypatch
 
 def test_the_smallest_is_smaller_and_keeps_within_its_time(tune: Tune) -> None:
     fixed = {**FIXED, "direct_io": "never"}
-    result = tune(aim="smallest", within_ratio=100.0, compress_range=["zstd:-5", "zstd:12"], fixed=fixed)
+    result = tune(aim="smallest", within_ratio=100.0, compress_range=["zstd:-5", "zstd:12"], fixed=fixed, write_limit=24 * MIB)
     assert result.searched == {"compress": ("zstd:1", "zstd:-5", "zstd:12")}
     assert result.better
     assert result.profile.export["compress"] == "zstd:12"
@@ -323,10 +323,10 @@ class _Hashing:
 def test_an_option_of_a_plugin_that_matters_is_found_and_used_through_the_profile(
     tune: Tune, target: Path, tmp_path: Path
 ) -> None:
-    plugin = HashingStorage(os.urandom(8 * MIB))
+    plugin = HashingStorage(os.urandom(4 * MIB))
     source = diskhaul.Disk(storage="hashing")
     fixed = {**FIXED, "direct_io": "auto"}
-    result = tune(source=source, plugins=[plugin], fixed=fixed, aim="least-cpu", write_limit=110 * MIB)
+    result = tune(source=source, plugins=[plugin], fixed=fixed, aim="least-cpu", write_limit=60 * MIB)
     assert result.searched == {"hashing.times": (1, 10, 40)}
     assert plugin.seen == {1, 10, 40}
     assert result.better

@@ -22,6 +22,7 @@ SCRATCH_BYTES = 256 << 20
 """The most that lies below the target at once."""
 _CACHED_BYTES = 128 << 20
 _DIRECT_STAGE = 4 << 20
+SMALLEST_SCRATCH = 2 * _DIRECT_STAGE
 
 
 def source_works(

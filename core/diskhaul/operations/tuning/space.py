@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...api import Tunable
+from ...errors import PluginError
 from ...model import Cluster, Disk
 from ...options import DEFAULT_READ_AHEAD, MIB, ExportOptions, Setting
 from ...pipeline.workers import thread_count
@@ -107,16 +108,26 @@ def make_space(
 
     Raises:
         RefusedError: `request.compressions` cannot be used.
+        PluginError: a tunable cannot say what it applies to.
     """
     searched = _own_parameters(request, defaults)
     given = {name: request.fixed[name] for name in PROFILE_OPTION_NAMES if name in request.fixed}
     kept = {name: getattr(defaults, name) for name in PROFILE_OPTION_NAMES if name not in given and name not in searched}
     parameters = [parameter for name, parameter in searched.items() if name not in given]
     for tunable in tunables:
-        if any(tunable.applies(disk) if tunable.applies else disk.storage == tunable.backend for disk in disks):
+        if any(_applies(tunable, disk) for disk in disks):
             configured = cluster.backend_options.get(tunable.backend, {}).get(tunable.option, tunable.default)
             parameters.append(_parameter(tunable.name, tunable.values, configured))
     return Space(tuple(parameters), given, kept)
+
+
+def _applies(tunable: Tunable, disk: Disk) -> bool:
+    if tunable.applies is None:
+        return disk.storage == tunable.backend
+    try:
+        return bool(tunable.applies(disk))
+    except BaseException as error:  # a plugin may raise anything, SystemExit included
+        raise PluginError(f"tunable {tunable.name}: its applies failed: {type(error).__name__}: {error}") from error
 
 
 def _own_parameters(request: TuneRequest, defaults: ExportOptions) -> dict[str, Parameter]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from diskhaul.api import Tunable
+from diskhaul.errors import PluginError
 from diskhaul.model import Cluster, Disk
 from diskhaul.operations.tuning.request import TuneRequest
 from diskhaul.operations.tuning.space import SMALL_COMPRESSIONS, Space, make_space
@@ -81,6 +82,14 @@ def test_a_plugin_s_option_is_searched_for_disks_it_applies_to() -> None:
     assert "lan.streams" not in values(space(elsewhere))
     told = Tunable(backend="lan", option="streams", values=(1, 2), default=1, applies=lambda disk: disk.storage == "file")
     assert "lan.streams" in values(space(told))
+
+
+def test_a_plugin_that_cannot_say_what_its_option_applies_to_is_named() -> None:
+    def fail(disk: Disk) -> bool:
+        raise SystemExit(0)
+
+    with pytest.raises(PluginError, match=r"lan\.streams.*SystemExit"):
+        space(Tunable(backend="lan", option="streams", values=(1, 2), default=1, applies=fail))
 
 
 def test_what_the_configuration_says_of_a_backend_is_the_default() -> None:
