@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         SnapshotSpec as SnapshotSpec,
         StorageSpec as StorageSpec,
         TransferSpec as TransferSpec,
+        Tunable as Tunable,
         ZeroFillSpec as ZeroFillSpec,
     )
     from .cancellation import CancellationToken as CancellationToken
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl as hookimpl
     from .host import RegisteredBackend as RegisteredBackend
     from .library import (
+        bench as bench,
         export as export,
         import_ as import_,
         list_exports as list_exports,
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
         recover as recover,
         remove as remove,
         show as show,
+        tune as tune,
         verify as verify,
     )
     from .model import (
@@ -87,13 +90,20 @@ if TYPE_CHECKING:
         Nic as Nic,
         Node as Node,
     )
+    from .option_defaults import (
+        export_options as export_options,
+        import_options as import_options,
+        with_profile as with_profile,
+    )
     from .options import (
         ExportOptions as ExportOptions,
         ImportOptions as ImportOptions,
         KeepPolicy as KeepPolicy,
         PathOptions as PathOptions,
     )
+    from .profile import load_profile as load_profile, save_profile as save_profile
     from .records import (
+        BenchResult as BenchResult,
         DiskResult as DiskResult,
         ExportDetails as ExportDetails,
         ExportRecord as ExportRecord,
@@ -101,17 +111,23 @@ if TYPE_CHECKING:
         Finding as Finding,
         ImportResult as ImportResult,
         ListResult as ListResult,
+        Measurement as Measurement,
+        PathLimit as PathLimit,
         Plan as Plan,
         PlannedDisk as PlannedDisk,
+        Profile as Profile,
         RecoverResult as RecoverResult,
         RemovalResult as RemovalResult,
+        TuneResult as TuneResult,
+        TuneRound as TuneRound,
+        TuneTrial as TuneTrial,
         VerifyResult as VerifyResult,
     )
 
 _HOMES = {
     "api": (
         "API_VERSION BackendContext Capability CleanupSpec EngineSpec Extent ExtentKind InventorySpec LockMode LockSpec "
-        "RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec ZeroFillSpec"
+        "RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec Tunable ZeroFillSpec"
     ),
     "cancellation": "CancellationToken",
     "config": "load_cluster",
@@ -123,12 +139,14 @@ _HOMES = {
     ),
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
-    "library": "export import_ list_exports plan plugins_report prune recover remove show verify",
+    "library": "bench export import_ list_exports plan plugins_report prune recover remove show tune verify",
     "model": "Cluster Disk Instance Nic Node",
+    "option_defaults": "export_options import_options with_profile",
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
+    "profile": "load_profile save_profile",
     "records": (
-        "DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult ListResult Plan PlannedDisk RecoverResult "
-        "RemovalResult VerifyResult"
+        "BenchResult DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult ListResult Measurement PathLimit "
+        "Plan PlannedDisk Profile RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_check
 
 from .errors import GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
-from .options import DirectIO
+from .options import DirectIO, Setting
 
 if TYPE_CHECKING:
     from .records import ExportRecord
@@ -667,3 +667,31 @@ class CleanupSpec(BackendSpec[Cleanup]):
 
 class EngineSpec(BackendSpec[Engine]):
     __slots__ = ()
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunable:
+    """An option of a backend that ``diskhaul tune`` searches besides its own parameters.
+
+    Attributes:
+        backend: the backend's name, as in ``[backend_options.NAME]``.
+        option: the key there.
+        values: what is tried, at least two, without repetition; numbers best ascending, since neighbours are taken to be alike.
+        default: what the backend does without the option; one of `values`.
+        applies: asked with each disk that is tuned for; the option is searched where it says True of one. None: of disks whose
+            `storage` is the backend.
+    """
+
+    backend: str
+    option: str
+    values: Sequence[Setting]
+    default: Setting
+    applies: Callable[[Disk], bool] | None = None
+
+    @property
+    def name(self) -> str:
+        """What results and profiles call it: ``BACKEND.OPTION``."""
+        return f"{self.backend}.{self.option}"

@@ -5,9 +5,7 @@ Every problem of a file is reported at once, each as ``FILE: key.path: what is w
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -17,6 +15,7 @@ from .model import Cluster, Disk, Instance, Nic, Node
 from .names import name_problem, printable, suggestion
 from .options import COMPRESSORS, ExportOptions
 from .permissions import tampering_problem
+from .trusted_toml import read_trusted_toml
 
 if TYPE_CHECKING:
     from .config_schema import DiskSection, Document, InstanceSection, Location
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "DISKHAUL_CONFIG"
 LOCAL_FILE = Path("cluster.toml")
 SYSTEM_FILE = Path("/etc/diskhaul/cluster.toml")
-MAX_FILE_BYTES = 16 << 20
 
 
 def find_configuration(explicit: Path | str | None = None) -> Path:
@@ -61,7 +59,9 @@ def load_cluster(path: Path | str) -> Cluster:
     if "\0" in given or not given:
         raise ConfigurationError("the configuration's path is empty or holds a NUL character; give --config FILE")
     file = Path(os.path.abspath(given))
-    raw = _parse(file, _read(file))
+    raw = read_trusted_toml(
+        file, "configuration", missing="give --config FILE, or make one with: diskhaul demo DIR", inside="cluster.toml"
+    )
 
     from .config_schema import check_shape
 
@@ -74,55 +74,6 @@ def load_cluster(path: Path | str) -> Cluster:
     if problems or document is None:
         raise ConfigurationError(f"{given}: {problem}" for problem in problems)
     return _cluster(document, file)
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def _read(file: Path) -> bytes:
-    """The bytes of `file`, which must be a regular one that only trusted users can change."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for its other end.
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"{file}: there is no such file; give --config FILE, or make one with: diskhaul demo DIR"
-        ) from None
-    except OSError as error:
-        reason = "is not readable for this user" if error.errno == errno.EACCES else os.strerror(error.errno or 0)
-        raise ConfigurationError(f"{file}: cannot be opened: {reason}") from error
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise ConfigurationError(f"{file}: is a directory; give the file in it: {file / 'cluster.toml'}")
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"{file}: is not a regular file; give one")
-        problem = tampering_problem(file)
-        if problem:
-            raise ConfigurationError(f"{file}: is not trusted: {problem}")
-        with open(descriptor, "rb", closefd=False) as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{file}: cannot be read: {os.strerror(error.errno or 0)}") from error
-    finally:
-        os.close(descriptor)
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigurationError(f"{file}: is larger than {MAX_FILE_BYTES >> 20} MiB; that is no configuration")
-    return content
-
-
-def _parse(file: Path, content: bytes) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(content.decode("utf-8-sig"))  # some editors put a byte order mark in front
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{file}: line {line} is not UTF-8; save the file as UTF-8") from error
-    except RecursionError:
-        raise ConfigurationError(f"{file}: is nested too deeply") from None
-    except ValueError as error:  # also what int() raises for a number of thousands of digits
-        raise ConfigurationError(f"{file}: is not valid TOML: {error}; correct that place") from error
 
 
 # --- what pydantic does not see ---------------------------------------------------------------------------------------

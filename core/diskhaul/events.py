@@ -11,8 +11,11 @@ that raises is told no more, with a warning. A hook that raises is warned of onc
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
+
+from .options import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,28 @@ class ExportRemoved(Event):
     instance: str
     export_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFinished(Event):
+    """A tuning run has exported its sample once more.
+
+    Attributes:
+        number, phase, settings, seconds, cpu_seconds, stored_bytes, problem: as in `diskhaul.TuneTrial`.
+        rate: bytes of the sample per second, 0 where the trial came to no end.
+        best: nothing was better so far.
+    """
+
+    kind: ClassVar[str] = "trial"
+    number: int
+    phase: str
+    settings: Mapping[str, Setting]
+    seconds: float
+    cpu_seconds: float
+    stored_bytes: int
+    rate: float
+    best: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

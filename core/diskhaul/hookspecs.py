@@ -22,6 +22,7 @@ from .api import (
     SnapshotSpec,
     StorageSpec,
     TransferSpec,
+    Tunable,
     ZeroFillSpec,
 )
 
@@ -82,6 +83,11 @@ def diskhaul_cleanups() -> Iterable[CleanupSpec]:  # type: ignore[empty-body]
 @hookspec
 def diskhaul_engines() -> Iterable[EngineSpec]:  # type: ignore[empty-body]
     """Where do a node's functions run? Chosen by ``[backends] engine``."""
+
+
+@hookspec
+def diskhaul_tunables() -> Iterable[Tunable]:  # type: ignore[empty-body]
+    """Which options of backends are worth searching? Asked by ``diskhaul tune`` alone; what it finds stands in the profile."""
 
 
 # --- observers: what is going on? -------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ BUILT_IN = "built-in"
 
 _BACKEND_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _VARIABLE_NAME = re.compile(r"[A-Z0-9_]+\Z")
+MAX_TUNABLE_VALUES = 64
+"""More values of one option than a tuning run could try are a mistake."""
 _MAX_VARIABLE_BYTES = 64 * 1024  # execve takes 128 KiB for one string (MAX_ARG_STRLEN), name and prefix included
 
 
@@ -324,6 +326,36 @@ class PluginHost:
         """The backends of `stage` (one of `STAGES`; None: of every one, stage by stage) in the order in which they are asked."""
         stages = STAGES if stage is None else (stage,)
         return tuple(backend for each in stages for backend in self._registered[each].values())
+
+    def tunables(self) -> tuple[api.Tunable, ...]:
+        """What plugins add to the search of a tuning run, in the order in which plugins are asked.
+
+        Raises:
+            InvalidHookResultError: something else, values that cannot be searched, or a backend that nobody provides.
+            PluginClashError: one option of one backend twice.
+            PluginError: the hook failed.
+        """
+        hook, found = "diskhaul_tunables", dict[str, api.Tunable]()
+        givers: dict[str, _Plugin] = {}
+        names = {registered.name for registered in self.registered()}
+        for plugin, call in self._implementations(hook):
+            with _blaming(PluginError, f"{plugin}: {hook} failed", f"; leave it out with {DISABLE_VARIABLE}={plugin.name}"):
+                result = call()
+                given = list(result) if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping) else None
+            if given is None:
+                raise InvalidHookResultError(f"{plugin}: {hook} returned {_what(result)}; it must return an iterable of Tunable")
+            for tunable in given:
+                problem = _tunable_problem(tunable, names)
+                if problem:
+                    raise InvalidHookResultError(f"{plugin}: {hook} {problem}")
+                if tunable.name in found:
+                    first = givers[tunable.name]
+                    who = f"{first} gives it twice" if first == plugin else f"both {first} and {plugin} give it"
+                    raise PluginClashError(
+                        f"tunable {tunable.name!r} stands twice: {who}; leave one out with {DISABLE_VARIABLE}={plugin.name}"
+                    )
+                found[tunable.name], givers[tunable.name] = tunable, plugin
+        return tuple(found.values())
 
     # --- backends -----------------------------------------------------------------------------------------------------
 
@@ -610,6 +642,27 @@ def _keyword_call(implementation: pluggy.HookImpl) -> Callable[..., object]:
         return function(*(arguments[name] for name in names))
 
     return call
+
+
+def _tunable_problem(tunable: object, backends: Iterable[str]) -> str | None:
+    """Why `tunable` cannot be searched, to be put behind the hook's name; None when it can."""
+    if not isinstance(tunable, api.Tunable):
+        return f"gave {_what(tunable)}; expected is a Tunable"
+    if not isinstance(tunable.backend, str) or tunable.backend not in backends:
+        known = suggestion(str(tunable.backend), backends, none="there are no backends")
+        return f"gave a tunable of the backend {printable(str(tunable.backend))}, which nobody provides; {known}"
+    if not isinstance(tunable.option, str) or not _BACKEND_NAME.match(tunable.option):
+        return f"gave the option name {printable(str(tunable.option))}; use letters, digits, - and _, at most 64"
+    values = list(tunable.values) if isinstance(tunable.values, Sequence) and not isinstance(tunable.values, str | bytes) else []
+    if not 2 <= len(values) <= MAX_TUNABLE_VALUES or len(set(map(repr, values))) != len(values):
+        return f"gave {tunable.name!r} whose values are not 2 to {MAX_TUNABLE_VALUES} different ones"
+    if not all(isinstance(value, str | int | float) for value in values):
+        return f"gave {tunable.name!r} with values that no profile can hold; use text, numbers, or true and false"
+    if repr(tunable.default) not in map(repr, values):
+        return f"gave {tunable.name!r} whose default is not among its values"
+    if tunable.applies is not None and not callable(tunable.applies):
+        return f"gave {tunable.name!r} whose applies is no function"
+    return None
 
 
 class _Completed:

@@ -13,11 +13,13 @@ from .cancellation import CancellationToken
 from .errors import RefusedError
 from .feedback import EventListener
 from .host import PluginHost, RegisteredBackend
-from .model import Cluster
+from .model import Cluster, Disk
 from .operations.base import RunContext
+from .operations.tuning.request import DEFAULT_SAMPLE, DEFAULT_TIME_S, DEFAULT_WRITE_LIMIT, SearchMethod, TuneRequest
 from .option_defaults import export_options
-from .options import ExportOptions, ImportOptions, KeepPolicy
+from .options import Aim, ExportOptions, ImportOptions, KeepPolicy, Setting
 from .records import (
+    BenchResult,
     ExportDetails,
     ExportResult,
     ImportResult,
@@ -25,10 +27,12 @@ from .records import (
     Plan,
     RecoverResult,
     RemovalResult,
+    TuneResult,
     VerifyResult,
 )
 
 Config = Cluster | Path | str
+DEFAULT_BENCH_TIME_S = 20.0
 
 
 def export(
@@ -305,6 +309,129 @@ def recover(
     return RecoverOperation(context, instance, lock_timeout_s).run()
 
 
+def bench(
+    *,
+    source: Disk | Path | str | None = None,
+    target: Path | str | None = None,
+    config: Config | None = None,
+    options: ExportOptions | None = None,
+    compressions: Sequence[str] | None = None,
+    time_limit_s: float = DEFAULT_BENCH_TIME_S,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> BenchResult:
+    """Measure what this machine can do, and say which of it an export would run into.
+
+    Every rate is the median of three rounds. The source is only read; below the target there is a file of at most 256 MiB, which
+    is gone at the end, however it ends.
+
+    Args:
+        source: a disk image, a block device, or any disk that a storage opens; None measures no reading.
+        target: a directory where exports would lie; None measures no writing.
+        config: whose ``[backend_options]`` are used, and ``[defaults]`` where `options` is None. None for neither.
+        options: of the export that is predicted.
+        compressions: what is measured besides that of `options` ("zstd:3", "zstd:-5..9"); None is a list from fast to small.
+        time_limit_s: about how long it takes, seconds; each rate is measured once whatever that takes.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason.
+        StorageError: the source cannot be read, or the target not be written.
+        InterruptedRunError: cancelled; nothing is left.
+    """
+    from .operations.bench import DEFAULT_COMPRESSIONS, BenchOperation, BenchRequest
+
+    cluster = _cluster(config) if config is not None else _no_cluster()
+    request = BenchRequest(
+        source=_disk(source),
+        target=Path(target) if target is not None else None,
+        options=options or export_options(cluster),
+        compressions=tuple(compressions) if compressions is not None else DEFAULT_COMPRESSIONS,
+        time_limit_s=time_limit_s,
+    )
+    return BenchOperation(RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel), request).run()
+
+
+def tune(
+    *,
+    target: Path | str,
+    source: Disk | Path | str | None = None,
+    instance: str | None = None,
+    config: Config | None = None,
+    aim: Aim = "fastest",
+    within_s: float | None = None,
+    within_ratio: float | None = None,
+    time_limit_s: float = DEFAULT_TIME_S,
+    fixed: Mapping[str, Setting] | None = None,
+    compress_range: Sequence[str] = (),
+    sample_bytes: int = DEFAULT_SAMPLE,
+    write_limit: int = DEFAULT_WRITE_LIMIT,
+    search: SearchMethod = "auto",
+    seed: int = 0,
+    out: Path | str | None = None,
+    report: Path | str | None = None,
+    resume: bool = False,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> TuneResult:
+    """Search the settings with which a source is exported to a target best, on real exports of a sample of it.
+
+    The source is only read. Below the target there is a directory with one export at a time, which is gone at the end, however
+    it ends. The settings found are compared with the defaults once more before they come into the profile.
+
+    Args:
+        target: a directory where exports would lie.
+        source: a disk image, a block device, or any disk that a storage opens.
+        instance: in place of `source`, an instance of `config`: all its disks.
+        config: needed for `instance`; its ``[defaults]`` are what is compared with, its ``[backend_options]`` are used.
+        aim: "fastest", "smallest" (within a time) or "least-cpu".
+        within_s: for "smallest", how long an export of the whole source may take, seconds.
+        within_ratio: likewise, how many times as long as with the defaults; 2 where neither is given.
+        time_limit_s: after which all of it has ended, seconds.
+        fixed: options (of `ExportOptions`, those a profile can hold) that are given, and not searched.
+        compress_range: compressions to search ("zstd:3", "zstd:-5..9"); without them the compression is kept, unless `aim` is
+            "smallest".
+        sample_bytes: the most that one trial reads.
+        write_limit: the most that all trials together write, bytes.
+        search: "optuna", "grid", or "auto": optuna where it is installed.
+        seed: of what is drawn at random.
+        out: the profile to write; beside it, with ``.trials`` behind its name, a log of what was measured.
+        report: an HTML page to write.
+        resume: go on with the trials of an earlier, interrupted run with the same arguments.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason.
+        UnknownNameError: there is no such instance.
+        OperationFailedError: the defaults do not work, or `time_limit_s` is too short for them.
+        InterruptedRunError: cancelled; what was measured is kept for `resume` where `out` was given.
+    """
+    from .operations.tune import TuneOperation
+
+    if instance is not None and config is None:
+        raise RefusedError(f"{instance}: to tune for an instance, give a configuration; or give a disk")
+    request = TuneRequest(
+        target=Path(target),
+        source=_disk(source),
+        instance=instance,
+        aim=aim,
+        within_s=within_s,
+        within_ratio=within_ratio,
+        time_limit_s=time_limit_s,
+        fixed=dict(fixed or {}),
+        compressions=tuple(compress_range),
+        sample_bytes=sample_bytes,
+        write_limit=write_limit,
+        search=search,
+        seed=seed,
+        out=Path(out) if out is not None else None,
+        report=Path(report) if report is not None else None,
+        resume=resume,
+    )
+    cluster = _cluster(config) if config is not None else _no_cluster()
+    return TuneOperation(RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel), request).run()
+
+
 def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = ()) -> tuple[RegisteredBackend, ...]:
     """List every backend there is, stage by stage, in the order in which they are asked. Makes none of them.
 
@@ -324,6 +451,14 @@ def _cluster(config: Config) -> Cluster:
     from .config import load_cluster
 
     return load_cluster(config)
+
+
+def _disk(source: Disk | Path | str | None) -> Disk | None:
+    """A disk for what was given as one: a path is an image file or, where it is one, a block device."""
+    if source is None or isinstance(source, Disk):
+        return source
+    path = Path(source).absolute()
+    return Disk(storage="block" if path.is_block_device() else "file", path=path)
 
 
 def _no_cluster() -> Cluster:
@@ -348,6 +483,7 @@ def _context_for(
 
 
 __all__ = [
+    "bench",
     "export",
     "import_",
     "list_exports",
@@ -357,5 +493,6 @@ __all__ = [
     "recover",
     "remove",
     "show",
+    "tune",
     "verify",
 ]

@@ -9,6 +9,9 @@ VerifyMode = Literal["stored", "full", "none"]
 Layout = Literal["diskhaul", "ganeti"]
 DirectIO = Literal["auto", "always", "never"]
 IOPriority = Literal["normal", "low", "idle"]
+Aim = Literal["fastest", "smallest", "least-cpu"]
+Setting = str | int | float | bool
+"""A value that a tuned option can have, as TOML holds it."""
 
 COMPRESSORS = ("none", "zstd", "gzip")
 

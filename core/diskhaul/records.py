@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from .model import Instance, Node
+from .options import Aim, Setting
 
 Consistency = Literal["stopped", "filesystem", "crash"]
 
@@ -246,3 +248,161 @@ class ExportDetails:
 
     record: ExportRecord
     manifest: Mapping[str, object]
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Settings for one machine, as ``diskhaul tune`` finds them and ``--profile`` uses them.
+
+    Attributes:
+        export: options of `diskhaul.ExportOptions` by name: those of `diskhaul.PathOptions`, `compress`, `chunk_size`.
+        backend_options: options of backends that plugins had tuned, by backend.
+        machine: what it was measured on.
+        measurements: what was measured, and how much better than the defaults it was.
+        source: the file it was read from, or None.
+    """
+
+    export: Mapping[str, Setting] = field(default_factory=dict)
+    backend_options: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    machine: Mapping[str, Setting] = field(default_factory=dict)
+    measurements: Mapping[str, object] = field(default_factory=dict)
+    source: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneTrial:
+    """One export of the sample with some settings.
+
+    Attributes:
+        number: from 1 on, in the order in which they were run.
+        phase: "search", "confirm" (the best ones once more) or "compare" (the final rounds).
+        settings: everything that was searched, by name; ``BACKEND.OPTION`` for options of plugins.
+        seconds: from the first byte read to the published export, verification included.
+        cpu_seconds: user and system time of the whole process meanwhile.
+        stored_bytes: size of the files that were stored.
+        problem: why it came to no end, or ""; the figures above mean nothing then.
+    """
+
+    number: int
+    phase: Literal["search", "confirm", "compare"]
+    settings: Mapping[str, Setting]
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    stored_bytes: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneRound:
+    """One round of the final comparison: the defaults and the settings found, one right after the other."""
+
+    defaults: TuneTrial
+    found: TuneTrial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneResult:
+    """What `tune` found.
+
+    Attributes:
+        method: how it was searched: "optuna" or "grid".
+        searched: what was searched, with the values that were tried from, by name.
+        fixed: what was not, with its value.
+        defaults: the values of what was searched where nothing is tuned.
+        found: the best ones found; those in `profile` only if they are `better`.
+        better: the settings found beat the defaults in the final comparison by more than its noise.
+        ratio: seconds (stored bytes, CPU seconds: what `aim` is about) of those found by those of the defaults, geometric mean
+            of the rounds; None where there was no comparison.
+        noise: by how much the ratio may be off by chance, as a share.
+        verdict: the outcome in a sentence.
+        sample_bytes: what each trial read, of `data_bytes` that the source holds.
+        written_bytes: what all trials together wrote below the target, and removed again.
+        profile_path, report_path, trials_path: the files that were written, "" for none.
+    """
+
+    run_id: str
+    aim: Aim
+    source: str
+    target: str
+    method: str
+    searched: Mapping[str, tuple[Setting, ...]]
+    fixed: Mapping[str, Setting]
+    defaults: Mapping[str, Setting]
+    found: Mapping[str, Setting]
+    better: bool
+    verdict: str
+    profile: Profile
+    ratio: float | None = None
+    noise: float | None = None
+    trials: tuple[TuneTrial, ...] = ()
+    rounds: tuple[TuneRound, ...] = ()
+    sample_bytes: int = 0
+    data_bytes: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+    time_limit_s: float = 0.0
+    profile_path: str = ""
+    report_path: str = ""
+    trials_path: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One rate that `bench` measured.
+
+    Attributes:
+        name: "disk read", "zero scan avx2", "compress zstd:1", ...
+        threads: how many did it at once.
+        rate: bytes per second of all of them together, median of `rounds`; of compression, bytes that go in.
+        ratio: of compression, bytes that come out by bytes that go in; else None.
+        note: how it was measured, and what was cached, where that is worth saying.
+    """
+
+    name: str
+    threads: int
+    rate: float
+    rounds: tuple[float, ...]
+    ratio: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathLimit:
+    """How fast an export would be if only this limited it.
+
+    Attributes:
+        name: "CPU", "source read", "target", ...
+        rate: bytes of the disk's data per second.
+        detail: how that comes about.
+    """
+
+    name: str
+    rate: float
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """What `bench` measured, and what an export would run into.
+
+    Attributes:
+        limits: lowest first: the first one is the limit, the second one the next.
+        predicted_rate: bytes of the disk's data per second, verification included; 0 where the disks were not measured.
+        options: the options the limits are for.
+        notes: what keeps the figures from being the whole truth.
+    """
+
+    run_id: str
+    source: str
+    target: str
+    machine: Mapping[str, Setting]
+    measurements: tuple[Measurement, ...]
+    limits: tuple[PathLimit, ...]
+    predicted_rate: float
+    options: Mapping[str, Setting]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0

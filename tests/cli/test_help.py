@@ -11,7 +11,10 @@ from diskhaul.cli.main import cli
 
 from .conftest import ENVIRONMENT
 
-COMMANDS = ["export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover", "plugins", "doctor", "demo"]
+COMMANDS = [
+    *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover"),
+    *("bench", "tune", "plugins", "doctor", "demo"),
+]
 PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
 EXPORT_FLAGS = [
     "--node",
@@ -28,19 +31,29 @@ EXPORT_FLAGS = [
     "--layout",
     "--chunk-size",
     "--verify",
+    "--profile",
     *PATH_FLAGS,
 ]
-HEAVY = "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins"
+HEAVY = (
+    "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins "
+    "optuna matplotlib numpy"
+)
 FLAGS = {
     "export": [*EXPORT_FLAGS, "--dry-run"],
     "plan": EXPORT_FLAGS,
-    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--force", "--dry-run", *PATH_FLAGS],
+    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--force", "--dry-run", "--profile", *PATH_FLAGS],
     "list": ["--node"],
     "show": ["--node"],
     "verify": ["--node"],
     "remove": ["--node", "--all", "--dry-run"],
     "prune": ["--node", "--keep-last", "--keep-daily", "--keep-weekly", "--keep-monthly", "--keep-yearly", "--dry-run"],
     "recover": [],
+    "bench": ["--source", "--target", "--time", "--compress", "--chunk-size", "--profile", *PATH_FLAGS],
+    "tune": [
+        *("--source", "--instance", "--target", "--aim", "--within", "--time", "--compress-range", "--sample", "--write-limit"),
+        *("--search", "--seed", "--out", "--report", "--resume", "--compress", "--chunk-size"),
+        *PATH_FLAGS,
+    ],
     "plugins": [],
     "doctor": [],
     "demo": ["--size"],
@@ -91,13 +104,22 @@ def test_the_flags_are_those_of_the_design(name: str) -> None:
 
 
 def test_no_command_of_a_later_release_is_there_as_a_stub() -> None:
-    for name in ("prepare", "receive", "move", "fleet", "bench", "tune"):
+    for name in ("prepare", "receive", "move", "fleet"):
         result = CliRunner().invoke(cli, [name])
         assert result.exit_code == 2
         assert f"No such command '{name}'" in result.output
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["export", "web1", "--shutdown-timeout", "nan"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["export", "--help"],
+        ["tune", "--help"],
+        ["bench", "--time", "no"],
+        ["export", "web1", "--shutdown-timeout", "nan"],
+    ],
+)
 def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from diskhaul.config import MAX_FILE_BYTES, find_configuration, load_cluster
+from diskhaul.config import find_configuration, load_cluster
 from diskhaul.errors import ConfigurationError
 from diskhaul.model import Cluster
+from diskhaul.trusted_toml import MAX_FILE_BYTES
 
 MINIMAL = """
 [cluster]
@@ -231,9 +232,9 @@ def test_a_file_that_is_not_readable_is_refused(write: Callable[[str], Path], tm
             directory = os.open(tmp_path, os.O_PATH)  # the directories above belong to root alone
             os.fchdir(directory)
             os.setresuid(65534, 65534, 65534)
-            from diskhaul.config import _read
+            from diskhaul.trusted_toml import read_trusted_toml
 
-            _read(Path("cluster.toml"))
+            read_trusted_toml(Path("cluster.toml"), "configuration", missing="")
         except ConfigurationError as error:
             said = str(error).encode()
         finally:

@@ -314,7 +314,7 @@ def test_every_hook_is_described_on_a_page_of_its_own() -> None:
                 described[hook].append(page.stem)
     assert all(f"`{hook}`" in index for hook in hooks)
     assert all(len(pages) == 1 for pages in described.values()), described
-    assert {pages[0] for pages in described.values()} == {*STAGES, "events"}
+    assert {pages[0] for pages in described.values()} == {*STAGES, "events", "tunables"}
 
 
 def test_every_built_in_backend_stands_with_its_stage() -> None:

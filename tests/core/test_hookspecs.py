@@ -64,14 +64,17 @@ def test_every_hook_reaches_a_plugin_and_the_order_of_all_calls_is_this(tmp_path
         downtime="none",
         steps=(),
     )
+    assert host.tunables() == ()
     assert host.prerequisites(plan) == []
     assert host.hook_environment(plan) == {}
     order = (
-        "inventories runtimes storages locks snapshots zerofills transfers cleanups engines event prerequisites hook_environment"
+        "inventories runtimes storages locks snapshots zerofills transfers cleanups engines event tunables prerequisites "
+        "hook_environment"
     )
     assert called == [f"{plugin} {hook}" for hook in order.split() for plugin in ("one", "two")]
     assert {name.removeprefix("diskhaul_") for name in HOOKS} == set(order.split())
 
 
-def test_every_provider_hook_is_a_stage() -> None:
-    assert len([hook for hook in HOOKS.values() if not inspect.signature(hook).parameters]) == len(STAGES)
+def test_every_provider_hook_is_a_stage_but_the_one_for_tuning() -> None:
+    providers = {name for name, hook in HOOKS.items() if not inspect.signature(hook).parameters}
+    assert len(providers - {"diskhaul_tunables"}) == len(providers) - 1 == len(STAGES)

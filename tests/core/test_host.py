@@ -736,3 +736,50 @@ def test_two_plugins_that_set_one_variable_are_both_named(cluster: Cluster) -> N
 def test_an_environment_hook_that_fails_is_an_error_that_names_it(cluster: Cluster) -> None:
     with pytest.raises(PluginError, match=r"answering.*diskhaul_hook_environment failed: KeyError"):
         PluginHost(cluster, [environment_plugin(raising(KeyError("x")))]).hook_environment(PLAN)
+
+
+# --- tunables ---------------------------------------------------------------------------------------------------------
+
+
+def tunable(**fields: Any) -> diskhaul.Tunable:
+    return diskhaul.Tunable(**({"backend": "file", "option": "depth", "values": (1, 2), "default": 1} | fields))
+
+
+def test_tunables_come_in_the_order_of_the_plugins_and_there_are_none_built_in(cluster: Cluster) -> None:
+    plugins = [answers("diskhaul_tunables", lambda name=name: [tunable(option=name)]) for name in ("b", "a")]
+    assert [each.name for each in PluginHost(cluster, plugins).tunables()] == ["file.b", "file.a"]
+    assert PluginHost(cluster).tunables() == ()
+
+
+def test_a_tunable_given_twice_is_a_clash(cluster: Cluster) -> None:
+    plugins = [answers("diskhaul_tunables", lambda: [tunable()]) for _ in range(2)]
+    with pytest.raises(PluginClashError, match=r"'file\.depth' stands twice.*answering.*answering-2.*DISABLE_PLUGINS"):
+        PluginHost(cluster, plugins).tunables()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "returned None"),
+        (["text"], "gave a str; expected is a Tunable"),
+        ([tunable(backend="fiel")], "'fiel', which nobody provides; did you mean file?"),
+        ([tunable(option="a.b")], r"option name 'a\.b'"),
+        ([tunable(values=(1,))], "not 2 to 64 different ones"),
+        ([tunable(values=(1, 1))], "not 2 to 64 different ones"),
+        ([tunable(values="12")], "not 2 to 64 different ones"),
+        ([tunable(values=(1, None))], "no profile can hold"),
+        ([tunable(default=3)], "default is not among its values"),
+        ([tunable(values=(0, 2), default=False)], "default is not among its values"),
+        ([tunable(applies="always")], "no function"),
+    ],
+)
+def test_a_tunable_that_cannot_be_searched_is_refused_with_its_plugin(cluster: Cluster, given: object, said: str) -> None:
+    host = PluginHost(cluster, [answers("diskhaul_tunables", lambda: given)])
+    with pytest.raises(InvalidHookResultError, match=f"plugin answering.*diskhaul_tunables.*{said}"):
+        host.tunables()
+
+
+def test_a_tunables_hook_that_fails_names_its_plugin(cluster: Cluster) -> None:
+    host = PluginHost(cluster, [answers("diskhaul_tunables", raising(SystemExit(0)))])
+    with pytest.raises(PluginError, match=r"plugin answering.*diskhaul_tunables failed.*SystemExit"):
+        host.tunables()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,7 +12,11 @@ from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds, parse_size
-from .path_options import path_options
+from .path_options import path_options, profile_option
+
+if TYPE_CHECKING:
+    from ..model import Cluster
+    from ..records import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 SECONDS = checked("seconds", parse_seconds)
@@ -81,8 +85,16 @@ def _export_options(function: F) -> F:
     return function
 
 
+def _cluster(invocation: Invocation, profile: Profile | None) -> Cluster:
+    """The cluster, with what the profile sets over its defaults."""
+    import diskhaul
+
+    cluster = invocation.cluster()
+    return cluster if profile is None else diskhaul.with_profile(cluster, profile)
+
+
 def _all_options(function: F) -> F:
-    return _export_options(path_options(function))
+    return _export_options(path_options(profile_option(function)))
 
 
 @click.command("export", cls=GuestOperation)
@@ -94,7 +106,7 @@ def _all_options(function: F) -> F:
 )
 @common_options(hidden=True)
 @click.pass_obj
-def export_command(invocation: Invocation, /, instance: str, node: str, **given: Any) -> Answer:
+def export_command(invocation: Invocation, /, instance: str, node: str, profile: Profile | None, **given: Any) -> Answer:
     """Export INSTANCE to a node.
 
     The guest is stopped, its disks are snapshotted, it is started again, and the snapshots are sent. Whatever fails, a guest
@@ -107,16 +119,15 @@ def export_command(invocation: Invocation, /, instance: str, node: str, **given:
       diskhaul export db1 --node beta --compress zstd:9 --verify full --dry-run
     """
     import diskhaul
-    from diskhaul.option_defaults import export_options
 
     from .render import export_text, notes
 
-    cluster = invocation.cluster()
+    cluster = _cluster(invocation, profile)
     result = diskhaul.export(
         instance,
         node=node,
         config=cluster,
-        options=export_options(cluster, **given),
+        options=diskhaul.export_options(cluster, **given),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )
@@ -135,7 +146,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, **given:
 @_all_options
 @common_options(hidden=True)
 @click.pass_obj
-def plan_command(invocation: Invocation, /, instance: str, node: str, **given: Any) -> Answer:
+def plan_command(invocation: Invocation, /, instance: str, node: str, profile: Profile | None, **given: Any) -> Answer:
     """Say what an export of INSTANCE would do.
 
     Shows the steps in order, for how long the guest would be down, how much would be read, about how much would be written, and
@@ -147,16 +158,15 @@ def plan_command(invocation: Invocation, /, instance: str, node: str, **given: A
       diskhaul plan web1 --node beta --no-shutdown --compress zstd:9
     """
     import diskhaul
-    from diskhaul.option_defaults import export_options
 
     from .render import plan_text
 
-    cluster = invocation.cluster()
+    cluster = _cluster(invocation, profile)
     plan = diskhaul.plan(
         instance,
         node=node,
         config=cluster,
-        options=export_options(cluster, **given),
+        options=diskhaul.export_options(cluster, **given),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

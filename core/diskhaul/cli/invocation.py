@@ -74,23 +74,30 @@ class Invocation:
 
         return load_cluster(find_configuration(self.config))
 
+    def cluster_if_any(self) -> Cluster | None:
+        """Read the cluster, or return None where there is none and none was asked for.
+
+        Raises:
+            ConfigurationError: it cannot be used.
+        """
+        from ..config import find_configuration, load_cluster
+        from ..errors import ConfigurationError
+
+        try:
+            path = find_configuration(self.config)
+        except ConfigurationError:
+            return None
+        return load_cluster(path)
+
     def cluster_for(self, export: str) -> Cluster | None:
         """Read the cluster, or return None where there is none and `export` is a directory, which can do without.
 
         Raises:
             ConfigurationError: there is none and one is needed, or it cannot be used.
         """
-        from ..config import find_configuration, load_cluster
-        from ..errors import ConfigurationError
         from ..operations.exports import is_export_path
 
-        try:
-            path = find_configuration(self.config)
-        except ConfigurationError:
-            if is_export_path(export):
-                return None
-            raise
-        return load_cluster(path)
+        return self.cluster_if_any() if is_export_path(export) else self.cluster()
 
     def on_event(self, event: Event) -> None:
         """Log and show an event; for the library's ``on_event``."""

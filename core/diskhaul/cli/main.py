@@ -24,6 +24,8 @@ _COMMANDS = {
     "prune": "exports",
     "plan": "export",
     "recover": "recover",
+    "bench": "tuning",
+    "tune": "tuning",
     "plugins": "machine",
     "doctor": "machine",
     "demo": "demo",

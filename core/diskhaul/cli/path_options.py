@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -12,6 +12,9 @@ from ..option_checks import MAX_BWLIMIT, MAX_MEMORY, MAX_READ_AHEAD, MAX_THREADS
 from ..options import MIN_MEMORY, DirectIO, IOPriority
 from .invocation import Option, checked
 from .numbers import parse_size
+
+if TYPE_CHECKING:
+    from ..records import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,3 +55,20 @@ def path_options(function: F) -> F:
     for declaration, kind, metavar, text in reversed(_OPTIONS):
         function = click.option(declaration, cls=Option, type=kind, default=None, metavar=metavar, help=text)(function)
     return function
+
+
+def profile_option(function: F) -> F:
+    """Add ``--profile`` to a command; it gets a `diskhaul.Profile`, or None where not given."""
+    return click.option(
+        "--profile",
+        cls=Option,
+        type=checked("profile", _load),
+        metavar="FILE",
+        help="Settings that 'diskhaul tune' found; options given here count more.",
+    )(function)
+
+
+def _load(text: str) -> Profile:
+    from ..profile import load_profile
+
+    return load_profile(text)

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from ..events import DiskProgress, Event, ExportRemoved, GuestChanged, LockWaiting, StageFinished, StageStarted, Warned
+from ..events import (
+    DiskProgress,
+    Event,
+    ExportRemoved,
+    GuestChanged,
+    LockWaiting,
+    StageFinished,
+    StageStarted,
+    TrialFinished,
+    Warned,
+)
 from .text import duration, escape, iec
 
 if TYPE_CHECKING:
@@ -95,8 +105,18 @@ class StageReporter(Reporter):
                 self.line(f"{instance}: {change}")
             case ExportRemoved(node=node, instance=instance, export_id=export_id, reason=reason):
                 self.line(f"removed {instance}@{export_id} on {node}: {reason}")
+            case TrialFinished():
+                self.line(_trial(event))
             case _:
                 super().tell(event)
+
+
+def _trial(event: TrialFinished) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in event.settings.items())
+    if event.problem:
+        return f"trial {event.number}: {event.problem} ({settings})"
+    figures = f"{iec(event.rate)}/s, {event.cpu_seconds:.2f} s of CPU, {iec(event.stored_bytes)} stored"
+    return f"trial {event.number}: {figures}{', the best so far' if event.best else ''} ({settings})"
 
 
 @dataclass(slots=True)

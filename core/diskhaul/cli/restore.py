@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
-from .path_options import path_options
+from .path_options import path_options, profile_option
 from .text import escape
+
+if TYPE_CHECKING:
+    from ..records import Profile
 
 _DISK = re.compile(r"([0-9]{1,4})=(.+)", re.DOTALL)
 
@@ -55,6 +58,7 @@ def _by_index(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int
 @click.option("--force", cls=Option, is_flag=True, help="Overwrite targets that exist.")
 @click.option("--dry-run", cls=Option, is_flag=True, help="Check everything and write nothing.")
 @path_options
+@profile_option
 @common_options(hidden=True)
 @click.pass_obj
 def import_command(
@@ -67,6 +71,7 @@ def import_command(
     instance_name: str | None,
     force: bool,
     dry_run: bool,
+    profile: Profile | None,
     **path: Any,
 ) -> Answer:
     """Bring the disks of EXPORT back.
@@ -85,16 +90,17 @@ def import_command(
 
     from .render import import_text, notes
 
+    cluster = invocation.cluster_for(export)
+    if cluster is not None and profile is not None:
+        cluster = diskhaul.with_profile(cluster, profile)
     result = diskhaul.import_(
         export,
-        config=invocation.cluster_for(export),
+        config=cluster,
         node=node,
         to_dir=to_dir,
         disks=disks,
         instance_name=instance_name,
-        options=diskhaul.ImportOptions(
-            force=force, dry_run=dry_run, **{name: value for name, value in path.items() if value is not None}
-        ),
+        options=diskhaul.import_options(profile=profile, force=force, dry_run=dry_run, **path),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

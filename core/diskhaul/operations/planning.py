@@ -102,6 +102,17 @@ def same_place_problems(disks: Sequence[Disk], export_dir: Path, target: str) ->
     return problems
 
 
+def lies_on(directory: Path, disk: Path) -> bool:
+    """Whether the filesystem of `directory` lies on the disk, or in the image of one, so that writing there writes to it."""
+    holders = _devices_under(directory)
+    path = os.path.realpath(disk)
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return path in holders or (stat.S_ISBLK(found.st_mode) and _number(found) in holders)
+
+
 def _devices_under(directory: Path) -> set[str]:
     """What a directory's filesystem lies on: device numbers ("8:1"), the disks they are parts of, backing files of loops."""
     found: set[str] = set()
