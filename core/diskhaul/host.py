@@ -640,6 +640,19 @@ def _complete(backend: object, stage: _Stage) -> object:
     return backend if all(hasattr(backend, name) for name in optional) else _Completed(backend, protocol)
 
 
+def with_defaults(stage: str, backend: B) -> B:
+    """Return `backend` as operations use it: with the defaults of its stage's Protocol for the methods that it leaves out.
+
+    Args:
+        stage: one of `STAGES`.
+        backend: subclasses the Protocol or not.
+
+    Raises:
+        TypeError: it lacks a method that has no default.
+    """
+    return cast("B", _complete(backend, _STAGES[stage]))
+
+
 def _lacks(backend: object, name: str, protocol: type) -> bool:
     inherited = vars(protocol).get(name)
     return not hasattr(backend, name) or (inherited is not None and getattr(type(backend), name, None) is inherited)
