@@ -282,3 +282,66 @@ def test_ctrl_c_in_the_middle_of_an_export_restores_the_guest_and_leaves_nothing
     assert (listed.code, listed.document["exports"]) == (0, [])
     assert [path for path in (demo / "beta/exports").rglob("*") if "disk-" in path.name] == []
     assert diskhaul("--config", config, "recover").out == "Nothing to recover.\n"
+
+
+# --- how an operation ended, in --events ------------------------------------------------------------------------------
+
+
+def last_event(path: Path) -> dict[str, Any]:
+    ending: dict[str, Any] = json.loads(path.read_text().splitlines()[-1])
+    assert ending["event"] == "operation-finished"
+    return ending
+
+
+def test_the_last_event_says_how_the_operation_ended(diskhaul: Run, lab: Lab, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+
+    def run(*arguments: str) -> tuple[Ran, dict[str, Any]]:
+        ran = diskhaul("--config", lab.config, "--json", "--events", events, *arguments)
+        ending = last_event(events)
+        assert ending["exit_code"] == ran.code
+        assert ending["run_id"]
+        return ran, ending
+
+    exported, ending = run("export", "web1", "--node", "beta")
+    export_id = exported.document["export"]["export_id"]
+    assert (ending["operation"], ending["outcome"], ending["error"]) == ("export", "ok", "")
+    assert ending["export_id"] == export_id
+
+    refused, ending = run("export", "web1", "--node", "drained")
+    assert (ending["operation"], ending["outcome"], ending["export_id"]) == ("export", "refused", "")
+    assert ending["error"] == refused.document["error"]["message"]
+
+    _, ending = run("import", "web1", "--to-dir", str(tmp_path / "restored"))
+    assert (ending["operation"], ending["outcome"]) == ("import", "ok")
+
+    (lab.path / "beta/web1.example.com" / export_id / "disk-0.chunks").write_bytes(b"")
+    _, ending = run("verify", "web1")
+    assert (ending["operation"], ending["outcome"], ending["exit_code"]) == ("verify", "failed", 6)
+    failed, ending = run("import", f"web1@{export_id}", "--to-dir", str(tmp_path / "again"))
+    assert (ending["outcome"], ending["exit_code"]) == ("failed", 6)
+    assert ending["error"] == failed.document["error"]["message"]
+
+    _, ending = run("remove", f"web1@{export_id}")
+    assert (ending["operation"], ending["outcome"]) == ("remove", "ok")
+
+
+def test_the_last_event_of_an_interrupted_export_says_so(demo: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "diskhaul", "--config", demo / "cluster.toml", "--events", events),
+            *("export", "web1", "--node", "beta", "--compress", "zstd:19"),
+        ],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_signals_as_from_a_shell,
+    )
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("diskhaul: send:"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    ending = last_event(events)
+    assert (ending["outcome"], ending["exit_code"], ending["error"]) == ("interrupted", 130, "interrupted: SIGTERM")
