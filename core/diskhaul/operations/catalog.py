@@ -219,7 +219,7 @@ def check_files(reader: ExportReader, manifest: Manifest) -> None:
             file = reader.open(name)
             try:
                 if file.size != size:
-                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}")
+                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}", file=name)
             finally:
                 file.close()
 
