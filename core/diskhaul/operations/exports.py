@@ -216,7 +216,7 @@ class PruneOperation(CatalogOperation[RemovalResult]):
             if (count := getattr(self._policy, name)) < 0
         ]
         if not problems and self._policy.keeps_nothing:
-            problems = ["prune without any --keep-... would remove every export: say what to keep, for example --keep-last 3"]
+            problems = ["this keeps nothing, and would remove every export: say what to keep, for example --keep-last 3"]
         if problems:
             raise RefusedError(problems)
 
