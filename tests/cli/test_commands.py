@@ -345,3 +345,11 @@ def test_the_last_event_of_an_interrupted_export_says_so(demo: Path, tmp_path: P
     process.communicate(timeout=120)
     ending = last_event(events)
     assert (ending["outcome"], ending["exit_code"], ending["error"]) == ("interrupted", 130, "interrupted: SIGTERM")
+
+
+def test_a_misspelt_name_of_a_disabled_plugin_is_warned_of(diskhaul: Run, lab: Lab) -> None:
+    disabled = {"DISKHAUL_DISABLE_PLUGINS": "storage:blok"}
+    ran = diskhaul("--config", lab.config, "export", "web1", "--node", "beta", env=disabled)
+    assert ran.code == 0
+    assert "diskhaul: warning: DISKHAUL_DISABLE_PLUGINS: 'storage:blok' is neither" in ran.err
+    assert "storage:blok" in diskhaul("--config", lab.config, "doctor", env=disabled).out

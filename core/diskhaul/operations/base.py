@@ -214,6 +214,8 @@ class Operation(Generic[R]):
             self.feedback.close()
 
     def _live_and_tell(self) -> R:
+        for warning in self.host.blocked_in_vain:
+            self.feedback.warn(warning)
         try:
             result = self._live()
         except BaseException as error:
