@@ -12,14 +12,19 @@ class ObjectDisk:
     def __init__(self, content: bytearray) -> None:
         self.content, self.size = memoryview(content), len(content)
 
+    def part(self, offset: int, length: int) -> memoryview:
+        if offset + length > self.size:
+            raise OSError("beyond the end of the disk")
+        return self.content[offset : offset + length]
+
     def read_into(self, offset: int, buffer: memoryview) -> None:  # an export needs this and `size`
-        buffer[:] = self.content[offset : offset + len(buffer)]
+        buffer[:] = self.part(offset, len(buffer))
 
     def write(self, offset: int, buffer: memoryview) -> None:  # the rest is for imports
-        self.content[offset : offset + len(buffer)] = buffer
+        self.part(offset, len(buffer))[:] = buffer
 
     def zero(self, offset: int, length: int) -> None:
-        self.content[offset : offset + length] = bytes(length)
+        self.part(offset, length)[:] = bytes(length)
 
     def flush(self) -> None: ...
     def close(self) -> None: ...
@@ -34,6 +39,8 @@ class ObjectStorage:
         yield diskhaul.StorageSpec(name="object", create=lambda context: self)
 
     def open(self, disk: diskhaul.Disk) -> ObjectDisk:
+        if disk.options["volume"] not in self.volumes:
+            raise diskhaul.StorageError("there is no such volume", path=disk.label)
         return ObjectDisk(self.volumes[disk.options["volume"]])
 
     def create(self, disk: diskhaul.Disk, size: int, *, overwrite: bool) -> ObjectDisk:
@@ -42,18 +49,19 @@ class ObjectStorage:
         return self.open(disk)
 
 
-with tempfile.TemporaryDirectory() as work:
-    volume = bytearray(b"bytes of a volume".ljust(8 << 20, b"\0"))
-    storage, before = ObjectStorage({"root": volume}), bytes(volume)
-    disk = diskhaul.Disk(storage="object", options={"volume": "root"})
-    cluster = diskhaul.Cluster(
-        name="lab",
-        state_dir=Path(work) / "state",
-        nodes=[diskhaul.Node(name="alpha", export_dir=Path(work))],
-        instances=[diskhaul.Instance(name="web1", node="alpha", disks=[disk])],
-    )
-    result = diskhaul.export("web1", node="alpha", config=cluster, plugins=[storage])
-    print(f"exported {result.disks[0].bytes_read} bytes to {result.export.path}")
-    volume[:] = b"x" * len(volume)
-    diskhaul.import_("web1", config=cluster, plugins=[storage], options=diskhaul.ImportOptions(force=True))
-    print("restored volume is the same:", bytes(volume) == before)
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as work:
+        volume = bytearray(b"bytes of a volume".ljust(8 << 20, b"\0"))
+        storage, before = ObjectStorage({"root": volume}), bytes(volume)
+        disk = diskhaul.Disk(storage="object", options={"volume": "root"})
+        cluster = diskhaul.Cluster(
+            name="lab",
+            state_dir=Path(work) / "state",
+            nodes=[diskhaul.Node(name="alpha", export_dir=Path(work))],
+            instances=[diskhaul.Instance(name="web1", node="alpha", disks=[disk])],
+        )
+        result = diskhaul.export("web1", node="alpha", config=cluster, plugins=[storage])
+        print(f"exported {result.disks[0].bytes_read} bytes to {result.export.path}")
+        volume[:] = b"x" * len(volume)
+        diskhaul.import_("web1", config=cluster, plugins=[storage], options=diskhaul.ImportOptions(force=True))
+        print("restored volume is the same:", bytes(volume) == before)

@@ -134,3 +134,23 @@ class Warned(Event):
 
     kind: ClassVar[str] = "warning"
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationFinished(Event):
+    """The operation is over; the last event of every run. (A configuration that cannot be used is no operation.)
+
+    Attributes:
+        operation: "export", "import", "verify", ...
+        outcome: "ok"; "refused", nothing was touched; "failed"; or "interrupted".
+        exit_code: as of the command line; 4 when the outcome is "ok" and something is incomplete.
+        error: what went wrong, as the error says it; "" when nothing was raised.
+        export_id: that of the export that was published (also when a later step failed), or "".
+    """
+
+    kind: ClassVar[str] = "operation-finished"
+    operation: str
+    outcome: str
+    exit_code: int
+    error: str = ""
+    export_id: str = ""

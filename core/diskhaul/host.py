@@ -174,10 +174,11 @@ class PluginHost:
         self._backends: dict[tuple[str, str], object] = {}
         self._plugins: dict[str, _Plugin] = {}
         self._blocked = _blocked_names()
+        self._blocking: set[str] = set()  # those that are the name of something
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-        if BUILT_IN not in self._blocked:
+        if not self._is_blocked(BUILT_IN):
             import diskhaul_plugins.builtin
 
             self._register(diskhaul_plugins.builtin, BUILT_IN, BUILT_IN)
@@ -185,9 +186,22 @@ class PluginHost:
             self._register(plugin, name, origin)
         for plugin in plugins:
             name = _plugin_name(plugin)
-            if name not in self._blocked:  # asked here as well: several plugins may have this name
+            if not self._is_blocked(name):  # asked here as well: several plugins may have this name
                 self._register(plugin, name, "call")
         self._registered = {stage: self._collect(stage) for stage in STAGES}
+
+    def _is_blocked(self, *names: str) -> bool:
+        hits = self._blocked.intersection(names)
+        self._blocking |= hits
+        return bool(hits)
+
+    @property
+    def blocked_in_vain(self) -> tuple[str, ...]:
+        """What ``DISKHAUL_DISABLE_PLUGINS`` names without leaving anything out, one line each: a misspelt name, most likely."""
+        return tuple(
+            f"{DISABLE_VARIABLE}: {printable(name)} is neither a plugin nor a backend that is there; nothing was left out for it"
+            for name in sorted(self._blocked - self._blocking)
+        )
 
     # --- registration -------------------------------------------------------------------------------------------------
 
@@ -197,7 +211,7 @@ class PluginHost:
         found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
         for point in found:
             distribution = _distribution(point)
-            if self._blocked & {point.name, distribution.partition(" ")[0]}:
+            if self._is_blocked(point.name, distribution.partition(" ")[0]):
                 continue
             whose = f"plugin {point.name} of {distribution} ({point.value})"
             with _blaming(
@@ -217,7 +231,7 @@ class PluginHost:
         unique, number = name, 2
         while unique in self._plugins:
             unique, number = f"{name}-{number}", number + 1
-        if unique in self._blocked:
+        if self._is_blocked(unique):
             return
         entry = _Plugin(unique, origin, len(self._plugins))
         if inspect.isclass(plugin):
@@ -283,7 +297,7 @@ class PluginHost:
         found: dict[str, RegisteredBackend] = {}
         for plugin, call in self._implementations(description.hook):
             for spec in self._specs(plugin, description, call):
-                if f"{stage}:{spec.name}" in self._blocked:
+                if self._is_blocked(f"{stage}:{spec.name}"):
                     continue
                 other = found.get(spec.name)
                 if other is not None:
@@ -691,6 +705,19 @@ def _complete(backend: object, stage: _Stage) -> object:
         raise TypeError(f"create() returned {_what(backend)} without {', '.join(missing)}")
     optional = [name for name, value in vars(protocol).items() if inspect.isfunction(value) and not name.startswith("_")]
     return backend if all(hasattr(backend, name) for name in optional) else _Completed(backend, protocol)
+
+
+def with_defaults(stage: str, backend: B) -> B:
+    """Return `backend` as operations use it: with the defaults of its stage's Protocol for the methods that it leaves out.
+
+    Args:
+        stage: one of `STAGES`.
+        backend: subclasses the Protocol or not.
+
+    Raises:
+        TypeError: it lacks a method that has no default.
+    """
+    return cast("B", _complete(backend, _STAGES[stage]))
 
 
 def _lacks(backend: object, name: str, protocol: type) -> bool:

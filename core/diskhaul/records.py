@@ -166,9 +166,11 @@ class Finding:
 
     Attributes:
         path: the export.
-        file: the file in it, "" for the export as a whole.
+        file: the damaged file in it, "" for the export as a whole.
         disk: index, or None where it concerns no single disk.
-        offset: byte offset in the *disk*, or None where it has no place.
+        offset: byte offset in the *disk* of the damaged chunk, or None where no chunk is damaged.
+        file_offset: byte offset in `file` of the first wrong byte, where it is known what should stand there (a seek table, the
+            header of a chunk table); None elsewhere, also for a chunk: its digest tells that it is damaged, and not where in it.
     """
 
     path: str
@@ -176,11 +178,14 @@ class Finding:
     problem: str
     disk: int | None = None
     offset: int | None = None
+    file_offset: int | None = None
 
     def __str__(self) -> str:
         place = f"disk {self.disk}" if self.disk is not None else self.file or "export"
         if self.offset is not None:
             place += f" offset {self.offset}"
+        if self.file_offset is not None:
+            place += f", {self.file} offset {self.file_offset}"
         return f"{self.path}: {place}: {self.problem}"
 
 

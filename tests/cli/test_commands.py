@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,10 @@ def guest_runs(demo: Path) -> bool:
     return subprocess.run([demo / "vm", "status", "web1"], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_in_the_middle_of_an_export_restores_the_guest_and_leaves_nothing(demo: Path, diskhaul: Run, presses: int) -> None:
+@pytest.mark.parametrize("again", [(), (signal.SIGINT,), (signal.SIGTERM, signal.SIGHUP)], ids=["once", "again", "others"])
+def test_ctrl_c_in_the_middle_of_an_export_restores_the_guest_and_leaves_nothing(
+    demo: Path, diskhaul: Run, again: tuple[signal.Signals, ...]
+) -> None:
     config = demo / "cluster.toml"
     process = subprocess.Popen(
         # Level 19 makes the export last for many seconds.
@@ -262,19 +265,91 @@ def test_ctrl_c_in_the_middle_of_an_export_restores_the_guest_and_leaves_nothing
     assert "instance/web1.example.com" in second.err
     assert str(process.pid) in second.err, "says who holds it"
 
-    for expected in ("stopping cleanly: what was running will be running", "already stopping; the guest is being restored")[
-        :presses
-    ]:
-        process.send_signal(signal.SIGINT)
-        while told != f"diskhaul: {expected}\n":
-            told = process.stderr.readline()
-            assert told, "ended without a word"
-            if expected.startswith("already") and told.startswith("diskhaul: interrupted"):
-                break  # it was quicker than the second signal
-    out, _ = process.communicate(timeout=120)
+    process.send_signal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as reader:
+        outputs = reader.submit(process.communicate, timeout=120)
+        while again and not outputs.done():  # until the process is gone: its end is not disturbed either
+            for number in again:
+                process.send_signal(number)
+    out, err = outputs.result()
+    assert "diskhaul: stopping cleanly: what was running will be running\n" in err
+    assert ("diskhaul: already stopping; the guest is being restored\n" in err) == bool(again)
+    assert "\ndiskhaul: interrupted: " in err
+    assert "Traceback" not in err
     assert (process.returncode, out) == (130, "")
     assert guest_runs(demo)
     listed = diskhaul("--config", config, "--json", "list")
     assert (listed.code, listed.document["exports"]) == (0, [])
     assert [path for path in (demo / "beta/exports").rglob("*") if "disk-" in path.name] == []
     assert diskhaul("--config", config, "recover").out == "Nothing to recover.\n"
+
+
+# --- how an operation ended, in --events ------------------------------------------------------------------------------
+
+
+def last_event(path: Path) -> dict[str, Any]:
+    ending: dict[str, Any] = json.loads(path.read_text().splitlines()[-1])
+    assert ending["event"] == "operation-finished"
+    return ending
+
+
+def test_the_last_event_says_how_the_operation_ended(diskhaul: Run, lab: Lab, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+
+    def run(*arguments: str) -> tuple[Ran, dict[str, Any]]:
+        ran = diskhaul("--config", lab.config, "--json", "--events", events, *arguments)
+        ending = last_event(events)
+        assert ending["exit_code"] == ran.code
+        assert ending["run_id"]
+        return ran, ending
+
+    exported, ending = run("export", "web1", "--node", "beta")
+    export_id = exported.document["export"]["export_id"]
+    assert (ending["operation"], ending["outcome"], ending["error"]) == ("export", "ok", "")
+    assert ending["export_id"] == export_id
+
+    refused, ending = run("export", "web1", "--node", "drained")
+    assert (ending["operation"], ending["outcome"], ending["export_id"]) == ("export", "refused", "")
+    assert ending["error"] == refused.document["error"]["message"]
+
+    _, ending = run("import", "web1", "--to-dir", str(tmp_path / "restored"))
+    assert (ending["operation"], ending["outcome"]) == ("import", "ok")
+
+    (lab.path / "beta/web1.example.com" / export_id / "disk-0.chunks").write_bytes(b"")
+    _, ending = run("verify", "web1")
+    assert (ending["operation"], ending["outcome"], ending["exit_code"]) == ("verify", "failed", 6)
+    failed, ending = run("import", f"web1@{export_id}", "--to-dir", str(tmp_path / "again"))
+    assert (ending["outcome"], ending["exit_code"]) == ("failed", 6)
+    assert ending["error"] == failed.document["error"]["message"]
+
+    _, ending = run("remove", f"web1@{export_id}")
+    assert (ending["operation"], ending["outcome"]) == ("remove", "ok")
+
+
+def test_the_last_event_of_an_interrupted_export_says_so(demo: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "diskhaul", "--config", demo / "cluster.toml", "--events", events),
+            *("export", "web1", "--node", "beta", "--compress", "zstd:19"),
+        ],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_signals_as_from_a_shell,
+    )
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("diskhaul: send:"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    ending = last_event(events)
+    assert (ending["outcome"], ending["exit_code"], ending["error"]) == ("interrupted", 130, "interrupted: SIGTERM")
+
+
+def test_a_misspelt_name_of_a_disabled_plugin_is_warned_of(diskhaul: Run, lab: Lab) -> None:
+    disabled = {"DISKHAUL_DISABLE_PLUGINS": "storage:blok"}
+    ran = diskhaul("--config", lab.config, "export", "web1", "--node", "beta", env=disabled)
+    assert ran.code == 0
+    assert "diskhaul: warning: DISKHAUL_DISABLE_PLUGINS: 'storage:blok' is neither" in ran.err
+    assert "storage:blok" in diskhaul("--config", lab.config, "doctor", env=disabled).out

@@ -89,3 +89,11 @@ def test_interrupts_and_surprises_have_their_codes() -> None:
     assert lines(KeyboardInterrupt()) == ("interrupted",)
     assert exit_code(ValueError("x")) == 1
     assert lines(ValueError("x\n")) == (r"unexpected error: ValueError: x\n",)
+
+
+def test_what_failed_alike_several_times_is_told_once_and_counted() -> None:
+    error = errors.GuestError("web1: start failed")
+    for _ in range(3):
+        error.add_note("while trying again: web1: start failed")
+    error.add_note("another")
+    assert lines(error) == ("web1: start failed", "while trying again: web1: start failed (3 times)", "another")

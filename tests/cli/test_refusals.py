@@ -67,7 +67,7 @@ def test_numbers_that_are_none_are_refused_all_together_by_option(diskhaul: Run,
         (["import", "web1", "--disk", "=/x"], "--disk: '=/x' is not N=PATH"),
         (["import", "web1", "--disk", "0=/x", "--disk", "0=/y"], "--disk: disk 0 is given twice"),
         (["remove"], "EXPORT... is missing"),
-        (["prune"], "prune without any --keep-... would remove every export"),
+        (["prune"], "this keeps nothing, and would remove every export"),
         (["prune", "--keep-last", "-1"], "--keep-last: '-1' is not a whole number"),
         (["prune", "--keep-daily", "1.5", "--keep-weekly", ""], "--keep-weekly: an empty text is not a whole number"),
         (["demo", "x", "--size", "nan"], "--size: 'nan' is not a size from"),
@@ -217,3 +217,30 @@ def test_every_refusal_is_one_json_document_when_asked_for(diskhaul: Run, lab: L
         assert ran.err == ""
     ran = diskhaul("--json", "export", "web1", "--node", "beta", "--shutdown-timeout", "nan", "--layout", "x")
     assert len(ran.document["error"]["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--long-sleep", "--no-shutdown"], "--long-sleep: contradicts --no-shutdown; a guest"),
+        (["--zero-fill", "ext"], "--zero-fill: has no meaning without --zero-free-space; ask for --zero-free-space too"),
+        (["--remove-instance", "--verify", "none"], "--remove-instance: with --verify none the only copy"),
+        (["--layout", "ganeti", "--compress", "zstd:1"], "so --compress zstd:1 cannot be used; use --compress none"),
+        (["--compress", "lzma"], "--compress: "),
+    ],
+)
+def test_a_refusal_speaks_of_the_flags_that_were_typed(diskhaul: Run, lab: Lab, flags: list[str], says: str) -> None:
+    ran = diskhaul("--config", lab.config, "export", "web1", "--node", "beta", *flags)
+    assert ran.code == 2
+    assert says in ran.err
+    as_json = diskhaul("--config", lab.config, "--json", "export", "web1", "--node", "beta", *flags)
+    assert any(says in problem for problem in as_json.document["error"]["problems"])
+
+
+def test_what_is_wrong_with_the_only_export_is_told_where_a_valid_one_is_needed(diskhaul: Run, lab: Lab, tmp_path: Path) -> None:
+    exported = diskhaul("--config", lab.config, "--json", "export", "web1", "--node", "beta").document["export"]
+    (Path(exported["path"]) / "disk-0.chunks").write_bytes(b"")
+    ran = diskhaul("--config", lab.config, "import", "web1", "--to-dir", tmp_path / "restored")
+    assert ran.code == 2
+    assert f"1 not valid, the newest {exported['export_id']} on beta: " in ran.err
+    assert "disk-0.chunks has 0 bytes" in ran.err

@@ -107,7 +107,7 @@ def test_an_export_says_where_it_is_what_was_read_skipped_and_written_and_how_lo
         "export /srv/beta/web1.example.com/20260131T130500Z-1a2b3c4d",
         "id web1.example.com@20260131T130500Z-1a2b3c4d",
         "read 2.0 GiB of 10.0 GiB in 4.0 s (512.0 MiB/s)",
-        "skipped 8.0 GiB not read; 8.0 GiB of zeros and 1.0 GiB of free space not stored",
+        "skipped 8.0 GiB of zeros and 1.0 GiB of free space; 8.0 GiB of it without being read",
         "written 512.0 MiB (20.0 to 1)",
         "consistency stopped (the guest was off)",
         "guest down 1.2 s",
@@ -176,6 +176,8 @@ def test_a_list_shows_each_export_and_what_is_wrong_with_it() -> None:
         "web1.example.com 20260131T130500Z-1a2b3c4d gamma 2026-01-31 13:05:00Z diskhaul/zstd:1 stopped 1 10.0 GiB 512.0 MiB torn",
     ]
     assert render.list_text(ListResult(exports=())) == "No exports."
+    unreachable = ListResult(exports=(), unreachable=("beta is offline",))
+    assert render.list_text(unreachable) == "No exports on the nodes that answered."
 
 
 def test_details_show_the_whole_manifest_by_key_path() -> None:

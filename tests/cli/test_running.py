@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def chatty(invocation):
 def fine(invocation):
     return Answer(document={}, text=lambda: "fine")
 
-@command("four", Command)
+@command("four", Operation)
 def four(invocation):
     return Answer(document={}, text=lambda: "x" * 100_000, exit_code=4)
 
@@ -59,6 +60,20 @@ def exits(invocation):
 @command("breaks", Command)
 def breaks(invocation):
     raise KeyError("\\x1b[2Jsurprise")
+
+@command("opens", Operation)
+def opens(invocation):
+    with open(os.environ["OPENED"], "w") as file:
+        print(file.fileno(), file=file)
+        subprocess.run([sys.executable, "-c", "import os; [os.fstat(number) for number in range(3)]"], check=True)
+    print("printed by a plugin")
+    return Answer(document={}, text=lambda: "fine", notes=["a note"], exit_code=4)
+
+@command("reads", Command)
+def reads(invocation):
+    print("reading", flush=True)
+    os.read(0, 1)
+    return Answer(document={}, text=lambda: "read")
 
 @command("pipe", Command)
 def pipe(invocation):
@@ -110,8 +125,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+def ended(process: subprocess.Popen[str], *, while_sending: signal.Signals | None = None) -> tuple[int, str, str]:
+    """Wait for the end, sending one signal after the other meanwhile where one is given; return exit code and outputs."""
+    with ThreadPoolExecutor(1) as reader:
+        outputs = reader.submit(process.communicate, timeout=60)
+        while while_sending is not None and not outputs.done():
+            process.send_signal(while_sending)
+    out, err = outputs.result()
     return process.returncode, out, err
 
 
@@ -197,6 +217,80 @@ def test_an_answer_that_cannot_be_written_is_an_error() -> None:
     assert "standard output: No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("options", [(), ("--json",), ("--quiet",)])
+def test_with_standard_descriptors_closed_the_exit_code_is_the_commands_own_and_no_file_takes_their_place(
+    tmp_path: Path, closed: tuple[int, ...], options: tuple[str, ...]
+) -> None:
+    def without() -> None:
+        for number in closed:
+            os.close(number)
+
+    opened, events = tmp_path / "opened", tmp_path / "events"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *options, "--events", str(events), "opens"],
+        env=ENVIRONMENT | {"OPENED": str(opened)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=without,
+    )
+    assert done.returncode == 4, done.stderr
+    assert int(opened.read_text()) > 2, "and nothing but its number was written to it"
+    assert all(json.loads(line) for line in events.read_text().splitlines()), "nothing else went there"
+    if 1 in closed:
+        assert done.stdout == ""
+    elif "--json" in options:
+        assert json.loads(done.stdout)["exit_code"] == 4
+    else:
+        assert done.stdout.endswith("fine\n"), "what can be told is told"
+    if 2 in closed:
+        assert done.stderr == ""
+    elif "--json" not in options:
+        assert done.stderr == "diskhaul: a note\n"
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("fine",), ("fails",), ("nonsense",)])
+def test_whatever_there_is_to_say_the_exit_code_is_the_same_without_descriptors(start: Start, arguments: tuple[str, ...]) -> None:
+    usual = ended(start(*arguments))[0]
+    assert ended(start(*arguments, before=lambda: os.closerange(0, 3))) == (usual, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["guest", "wait"])
+def test_signals_that_arrive_while_the_process_ends_change_nothing(start: Start, command: str, number: signal.Signals) -> None:
+    process = start(command, INTERRUPTS="1")
+    assert process.stdin is not None
+    assert process.stderr is not None
+    assert process.stderr.readline() == "diskhaul: waiting\n"
+    process.send_signal(number)
+    assert process.stderr.readline() == "\n"
+    process.stdin.write("x")
+    process.stdin.flush()
+    code, out, err = ended(process, while_sending=number)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    assert f"diskhaul: interrupted: {'Ctrl-C' if number == signal.SIGINT else number.name}\n" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_after_the_work_is_done_do_not_change_the_exit_code(start: Start, number: signal.Signals) -> None:
+    process = start("four")
+    assert process.stdout is not None
+    assert process.stdout.read(1) == "x", "the answer is being printed"
+    code, out, _ = ended(process, while_sending=number)
+    assert (code, out.strip("x")) == (4, "\n")
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_end_of_a_command_that_has_nothing_to_undo(start: Start) -> None:
+    process = start("reads")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    assert ended(process, while_sending=signal.SIGINT) == (130, "", "diskhaul: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("command", "first", "again"),
@@ -205,17 +299,18 @@ def test_an_answer_that_cannot_be_written_is_an_error() -> None:
         ("wait", "stopping cleanly", "already stopping; what was begun is being undone"),
     ],
 )
-def test_each_signal_stops_cleanly_and_a_second_changes_nothing(
+def test_each_signal_stops_cleanly_and_further_ones_change_nothing(
     start: Start, command: str, number: signal.Signals, first: str, again: str
 ) -> None:
     process = start(command, INTERRUPTS="3")
     assert process.stdin is not None
     assert process.stderr is not None
     assert process.stderr.readline() == "diskhaul: waiting\n"
-    for expected in (first, again, again):
+    for expected in (first, again, ""):
         process.send_signal(number)
-        assert process.stderr.readline() == "\n"
-        assert process.stderr.readline() == f"diskhaul: {expected}\n"
+        if expected:
+            assert process.stderr.readline() == "\n"
+            assert process.stderr.readline() == f"diskhaul: {expected}\n"
         assert process.poll() is None
         process.stdin.write("x")
         process.stdin.flush()

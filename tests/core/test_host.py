@@ -240,8 +240,17 @@ def test_plugins_and_single_backends_are_disabled_by_name(cluster: Cluster, monk
         host.storage("block")
     with pytest.raises(UnknownBackendError, match="lock 'file' is disabled"):
         host.locks()
+    assert host.blocked_in_vain == ()
     monkeypatch.setenv("DISKHAUL_DISABLE_PLUGINS", "built-in")
     assert not any(PluginHost(cluster).registered(stage) for stage in STAGES)
+
+
+def test_a_disabled_name_that_nothing_has_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISKHAUL_DISABLE_PLUGINS", "Provides,storage:blok")
+    host = PluginHost(cluster, [Provides("san")])
+    assert "block" in names(host)
+    (line,) = host.blocked_in_vain
+    assert line.startswith("DISKHAUL_DISABLE_PLUGINS: 'storage:blok' is neither")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class State:
     """What of this machine and this process an operation must leave as it was."""
 
     loops: tuple[str, ...]
+    mounts: tuple[str, ...]
+    subvolumes: tuple[str, ...]
     disk_files: tuple[str, ...]
     exports: tuple[str, ...]
     locks: tuple[str, ...]
@@ -275,6 +277,8 @@ class Lab:
         unfinished = Journal(self.state_dir).unfinished() if (self.state_dir / "journal.sqlite").exists() else []
         return State(
             loops=tuple(sorted(line for line in loops if any(root in line for root in roots))),
+            mounts=tuple(_mounts(roots)),
+            subvolumes=tuple(line for root in (self.disks, self.path) for line in _subvolumes(root)),
             disk_files=tuple(sorted(str(path) for path in self.disks.rglob("*"))),
             # What lies directly in an export directory stays: the store's identity, and the instances' (empty) directories.
             exports=tuple(sorted(str(path) for node in NODES for path in self.export_dir(node).glob("*/**/*"))),
@@ -285,6 +289,22 @@ class Lab:
             descriptors=tuple(_descriptors()),
             threads=tuple(threads),
         )
+
+
+def _mounts(roots: Iterable[str]) -> list[str]:
+    """What is mounted below `roots`, or from something below them. (Where `roots` themselves lie is mounted from outside.)"""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return sorted(line for line in lines if any(f"{root}/" in line or line.split()[4] == root for root in roots))
+
+
+def _subvolumes(root: Path) -> list[str]:
+    """Subvolumes of btrfs at or below `root`, and whether each can be written."""
+    kind = subprocess.run(["stat", "--file-system", "--format=%T", str(root)], capture_output=True, text=True, check=True).stdout
+    if kind.strip() != "btrfs":
+        return []
+    directories = (path for path in (root, *root.rglob("*")) if path.is_dir() and not path.is_symlink())
+    # The top directory of every subvolume has this number, and on btrfs no other file has.
+    return sorted(f"{path} writable: {os.access(path, os.W_OK)}" for path in directories if path.stat().st_ino == 256)
 
 
 def _children() -> list[str]:
@@ -342,9 +362,20 @@ class Unchanged:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, reflink_filesystem: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """An empty cluster of four nodes, whose disks lie on a filesystem with reflinks."""
-    with _made(tmp_path, Path(tempfile.mkdtemp(dir=reflink_filesystem)), monkeypatch) as made:
+def lab(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """An empty cluster of four nodes, whose disks lie on a filesystem with reflinks.
+
+    With ``@on_every_snapshotting_filesystem`` also on a subvolume of btrfs, with snapshots of that.
+    """
+    if getattr(request, "param", "reflink") == "reflink":
+        disks = Path(tempfile.mkdtemp(dir=request.getfixturevalue("reflink_filesystem")))
+    else:
+        needs("btrfs", "mkfs.btrfs")
+        disks = request.getfixturevalue("loop_filesystem")("btrfs").path / "disks"
+        subprocess.run(["btrfs", "-q", "subvolume", "create", str(disks)], check=True)
+    with _made(tmp_path, disks, monkeypatch) as made:
+        if getattr(request, "param", "reflink") == "btrfs":
+            made.settings["backends"] = {"snapshot": "btrfs"}
         yield made
 
 

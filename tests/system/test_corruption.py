@@ -25,7 +25,7 @@ import pytest
 from blake3 import blake3
 
 import diskhaul
-from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
+from diskhaul.formats.chunk_table import HEADER_LENGTH, ChunkTable, chunk_digest, stored_digest
 from diskhaul.formats.codec import codec_for, parse_compress
 from diskhaul.formats.manifest import Manifest
 from diskhaul.operations.base import RunContext
@@ -262,14 +262,18 @@ def test_every_flipped_byte_makes_verify_and_import_fail_and_name_the_place(
             assert findings, where
             failure = export.import_fails()
             for found in (findings, failure.findings):
-                assert any(finding.disk == disk_of.get(file.name) for finding in found), (where, found)
+                assert [(f.file, f.disk) for f in found] == [(file.name, disk_of.get(file.name))], (where, found)
             if record is not None and position < offsets[-1]:
                 chunk = next(index for index, (begin, end) in enumerate(pairwise(offsets)) if begin <= position < end)
-                assert [(f.file, f.disk, f.offset) for f in findings] == [(file.name, record.index, chunk * CHUNK)], where
-                assert [f.offset for f in failure.findings] == [chunk * CHUNK], where
+                assert [(f.offset, f.file_offset) for f in (*findings, *failure.findings)] == [(chunk * CHUNK, None)] * 2, where
                 assert f"offset {chunk * CHUNK}" in str(failure)
-            elif file.name not in disk_of:
-                assert any(finding.file == file.name for finding in findings), (where, findings)
+            elif (record is not None and record.stored_root) or (file.suffix == ".chunks" and position < HEADER_LENGTH):
+                # A seek table, or a header: what should stand there is known, byte by byte.
+                assert [(f.offset, f.file_offset) for f in (*findings, *failure.findings)] == [(None, position)] * 2, where
+                assert f"{file.name} offset {position}" in str(failure)
+            else:
+                # A digest over the whole tells that there is damage, and not where.
+                assert [(f.offset, f.file_offset) for f in (*findings, *failure.findings)] == [(None, None)] * 2, where
         file.write_bytes(content)
     assert export.verify() == ()
 
@@ -295,7 +299,9 @@ def test_a_file_cut_anywhere_is_never_listed_as_valid(damaged: Callable[[str], E
             file.write_bytes(content[:cut])
             where = f"{file.name} cut at {cut}"
             assert export.listed_problem(), where
-            assert export.verify(), where
+            problems = [finding.problem for finding in export.verify()]
+            assert problems, where
+            assert len(problems) == len(set(problems)), "nothing is told twice"
             export.import_fails()
         file.write_bytes(content)
     assert export.listed_problem() == ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 INSTANCE = "web1.example.com"
 MakeUnchanged = Callable[["Lab"], "Unchanged"]
+
+
+on_every_snapshotting_filesystem = pytest.mark.parametrize("lab", ["reflink", "btrfs"], indirect=True)
 
 
 class FailingSnapshots(Snapshots):
@@ -84,6 +88,7 @@ def manifest(result: diskhaul.ExportResult) -> dict[str, Any]:
     return document
 
 
+@on_every_snapshotting_filesystem
 def test_a_running_guest_is_stopped_snapshotted_and_started_again_before_its_disks_are_sent(
     lab: Lab, unchanged: MakeUnchanged
 ) -> None:
@@ -205,6 +210,7 @@ def test_a_snapshot_that_fails_when_it_is_made_starts_the_guest_again_and_fails(
     assert lab.listed() == [("gamma", earlier.export.export_id)]
 
 
+@on_every_snapshotting_filesystem
 def test_a_live_export_sends_what_the_disk_held_when_the_snapshot_was_made(lab: Lab, unchanged: MakeUnchanged) -> None:
     guest = lab.add_guest()
     pid, before = guest.pid, guest.marks().last
@@ -230,6 +236,7 @@ def test_a_live_export_sends_what_the_disk_held_when_the_snapshot_was_made(lab: 
     check.check(but=("exports",))
 
 
+@on_every_snapshotting_filesystem
 def test_a_guest_that_can_be_frozen_is_frozen_for_the_snapshot_and_thawed_before_its_disks_are_sent(
     lab: Lab, unchanged: MakeUnchanged
 ) -> None:
@@ -249,7 +256,7 @@ def test_a_guest_that_can_be_frozen_is_frozen_for_the_snapshot_and_thawed_before
     assert changes(events) == ["frozen", "snapshot", "thawed", "send", "publish"]
     assert notes.read_text().split() == ["freeze", "thaw"]
     seen = Path(f"{notes}.seen").read_text().split()
-    assert [name.endswith(".snap") for name in seen] == [False, True, False]  # the snapshot, then the disk, when thawed
+    assert [name != f"{INSTANCE}-0.raw" for name in seen] == [False, True, False]  # the snapshot, then the disk, when thawed
     assert result.consistency == manifest(result)["consistency"] == "filesystem"
     assert (guest.running, guest.pid) == (True, pid)
     assert result.export is not None
@@ -257,6 +264,7 @@ def test_a_guest_that_can_be_frozen_is_frozen_for_the_snapshot_and_thawed_before
     check.check(but=("exports",))
 
 
+@on_every_snapshotting_filesystem
 def test_a_guest_that_will_not_freeze_is_exported_crash_consistent_and_thawed(lab: Lab, unchanged: MakeUnchanged) -> None:
     notes = lab.path / "thaws"
     program = lab.path / "agent"
@@ -491,3 +499,28 @@ def test_a_stopped_guest_comes_back_with_every_compressor(lab: Lab, compress: st
 
     assert result.export is not None
     lab.check_bytes(result.export)
+
+
+@on_every_snapshotting_filesystem
+def test_what_must_be_as_before_knows_mounts_and_subvolumes(
+    lab: Lab, unchanged: MakeUnchanged, request: pytest.FixtureRequest
+) -> None:
+    """The check that the other tests rely on can fail."""
+    check = unchanged(lab)
+    check.check()
+    mounted = lab.temporary / "mounted"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(mounted)], check=True)
+    try:
+        with pytest.raises(AssertionError, match="mounts are not as they were"):
+            check.check(but=("temporary",))
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+    mounted.rmdir()
+    check.check()
+    if request.node.callspec.params["lab"] == "btrfs":
+        subprocess.run(["btrfs", "-q", "subvolume", "snapshot", "-r", str(lab.disks), str(lab.disks / "left")], check=True)
+        with pytest.raises(AssertionError, match="subvolumes are not as they were"):
+            check.check(but=("disk_files",))
+        subprocess.run(["btrfs", "-q", "subvolume", "delete", str(lab.disks / "left")], check=True)
+        check.check()

@@ -19,7 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
+    from .descriptors import hold_standard_descriptors
+    from .signals import interrupt_once
+
+    hold_standard_descriptors()
     try:
+        interrupt_once()
         from .main import cli
 
         cli.main(args=arguments, prog_name="diskhaul")

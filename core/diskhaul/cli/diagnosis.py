@@ -98,6 +98,7 @@ def examine(config: Path | None) -> Diagnosis:
         problems += error.problems
         host = None
     found = backends(host.registered()) if host is not None else ()
+    problems += host.blocked_in_vain if host is not None else ()
     if cluster is not None and host is not None:
         problems += _cluster_problems(cluster, host, found)
     path = os.environ.get("PATH", os.defpath) + ":" + _SBIN

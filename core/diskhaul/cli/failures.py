@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from ..errors import DiskhaulError, OperationFailedError, RefusedError, VerificationError
@@ -53,8 +55,8 @@ def usage_problem(error: click.ClickException) -> str:
 
 def lines(error: BaseException) -> tuple[str, ...]:
     """Return everything to tell people about `error`: its problems, then what went wrong while cleaning up; escaped."""
-    told = [*problems(error), *getattr(error, "__notes__", ())]
-    return tuple(escape(line) for line in told)
+    told = Counter([*problems(error), *getattr(error, "__notes__", ())])  # in the order in which each came first
+    return tuple(escape(line) + (f" ({times} times)" if times > 1 else "") for line, times in told.items())
 
 
 def _one_line(text: str) -> str:

@@ -252,6 +252,13 @@ class Command(click.Command):
                 except SystemExit as error:
                     # A plugin's sys.exit(0) must not look like success.
                     raise RuntimeError(f"a plugin tried to end the process (exit {error.code!r})") from error
+                except RefusedError as error:
+                    from .flags import in_flags
+
+                    told = in_flags(error, self)
+                    if told is error:
+                        raise
+                    raise told from error.__cause__
                 finally:
                     if invocation._reporter is not None:
                         invocation._reporter.close()
@@ -314,7 +321,12 @@ def common_options(*, hidden: bool) -> Callable[[F], F]:
     def add(function: F) -> F:
         flags = [
             ("--no-progress", "progress", False, "Show no progress bars or percentages, only stages."),
-            ("--quiet", "quiet", True, "Show only answers, warnings and errors; nothing when all went well."),
+            (
+                "--quiet",
+                "quiet",
+                True,
+                "Show no progress, and nothing of what went well: only warnings, errors and what was asked for.",
+            ),
             ("--json", "json", True, "Print one JSON document on standard output, for errors too, and nothing else there."),
         ]
         for name, attribute, value, text in flags:

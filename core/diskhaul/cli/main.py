@@ -13,6 +13,7 @@ import click
 
 from . import failures
 from .invocation import Invocation, common_options, flush_or_discard, write_out
+from .signals import ignore_from_now_on
 
 _COMMANDS = {
     "export": "export",
@@ -86,7 +87,9 @@ class _Commands(click.Group):
         except click.exceptions.Exit as done:  # --help and --version, which have printed what there is
             code = write_out("", done.exit_code)
         except (Exception, KeyboardInterrupt) as error:
+            ignore_from_now_on()
             code = _failed(error, json=json)
+        ignore_from_now_on()
         flush_or_discard()
         sys.exit(code)
 

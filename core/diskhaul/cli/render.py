@@ -115,7 +115,7 @@ def plan_text(plan: Plan) -> str:
 def list_text(result: ListResult) -> str:
     """Return a table of exports."""
     if not result.exports:
-        return "No exports."
+        return "No exports on the nodes that answered." if result.unreachable else "No exports."
     rows = [
         (
             record.instance,
@@ -207,7 +207,9 @@ def _skipped(disks: Sequence[DiskResult]) -> str:
     zero = sum(disk.zero_bytes for disk in disks)
     parts = [f"{iec(zero)} of zeros" if zero else "", f"{iec(free)} of free space" if free else ""]
     found = " and ".join(filter(None, parts))
-    return f"{iec(skipped)} not read; {found} not stored" if found else f"{iec(skipped)} not read"
+    if not found:
+        return f"{iec(skipped)} not read"
+    return f"{found}; {iec(skipped)} of it without being read" if skipped else found
 
 
 def _sent_disks(disks: Sequence[DiskResult]) -> str:

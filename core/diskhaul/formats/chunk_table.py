@@ -26,7 +26,7 @@ from ..api import Buffer
 from ..errors import RefusedError
 from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from .codec import max_stored_length
-from .corruption import CorruptError
+from .corruption import CorruptError, first_difference
 
 MAX_CHUNKS = 2**21
 """Chunks per disk. A table then takes 104 MiB of memory at most; disks larger than this many chunks get larger chunks."""
@@ -275,8 +275,10 @@ class ChunkTable:
         wanted = cls.stored_size(table.count, encoded)
         if len(stored) != wanted:
             raise CorruptError(f"the chunk table has {len(stored)} bytes, not {wanted}")
-        if stored[:HEADER_LENGTH] != table._header():
-            raise CorruptError("the chunk table's header is not that of this disk")
+        header = table._header()
+        if stored[:HEADER_LENGTH] != header:
+            at = first_difference(stored[:HEADER_LENGTH], header)
+            raise CorruptError("the chunk table's header is not that of this disk", file_offset=at)
         digests_end = HEADER_LENGTH + table.count * DIGEST_LENGTH
         table._digests[:] = stored[HEADER_LENGTH:digests_end]
         if encoded:

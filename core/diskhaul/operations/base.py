@@ -19,7 +19,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 from ..api import HeldLock, LockMode
 from ..cancellation import CancellationToken, run_shielded
 from ..errors import DiskhaulError, LockError, RefusedError
-from ..events import LockWaiting
+from ..events import LockWaiting, OperationFinished
 from ..feedback import EventListener, Feedback
 from ..host import PluginHost
 from ..journal import Journal
@@ -27,6 +27,8 @@ from ..model import Cluster
 from .plugin_answers import problems_from
 
 R = TypeVar("R")
+_OUTCOMES = {0: "ok", 4: "ok", 2: "refused", 130: "interrupted"}
+"""What an exit code means to those who watch; every other is a failure."""
 
 
 class LockLevel(IntEnum):
@@ -209,9 +211,20 @@ class Operation(Generic[R]):
             DiskhaulError: see `diskhaul.errors`; RefusedError and LockTimeoutError mean that nothing was touched.
         """
         try:
-            return run_shielded(self._live, self.token)
+            return run_shielded(self._live_and_tell, self.token)
         finally:
             self.feedback.close()
+
+    def _live_and_tell(self) -> R:
+        for warning in self.host.blocked_in_vain:
+            self.feedback.warn(warning)
+        try:
+            result = self._live()
+        except BaseException as error:
+            self.feedback.emit(_ending(self.name, error=error, result=getattr(error, "result", None)))
+            raise
+        self.feedback.emit(_ending(self.name, error=None, result=result))
+        return result
 
     def _live(self) -> R:
         self.check_arguments()
@@ -298,3 +311,19 @@ class Operation(Generic[R]):
         for result in results:
             if result.problem:
                 self.feedback.warn(result.problem)
+
+
+def _ending(operation: str, *, error: BaseException | None, result: object) -> OperationFinished:
+    if isinstance(error, DiskhaulError):
+        exit_code = error.exit_code
+    elif error is not None:
+        exit_code = 1
+    else:
+        exit_code = getattr(result, "exit_code", 0)
+    return OperationFinished(
+        operation=operation,
+        outcome=_OUTCOMES.get(exit_code, "failed"),
+        exit_code=exit_code,
+        error=str(error) if error is not None else "",
+        export_id=getattr(getattr(result, "export", None), "export_id", ""),
+    )

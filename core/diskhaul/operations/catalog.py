@@ -135,7 +135,10 @@ class Catalog:
             raise UnknownNameError("export", f"{name.instance}@{name.export_id}", message)
         valid = [record for record in listed.exports if record.valid]
         if not valid:
-            broken = f"; {len(listed.exports)} that are not valid" if listed.exports else ""
+            broken = ""
+            if listed.exports:
+                newest = listed.exports[-1]
+                broken = f"; {len(listed.exports)} not valid, the newest {newest.export_id} on {newest.node}: {newest.problem}"
             raise UnknownNameError("export", name.instance, f"{name.instance} has no valid export{broken}{hint}")
         return valid[-1]
 
@@ -219,7 +222,7 @@ def check_files(reader: ExportReader, manifest: Manifest) -> None:
             file = reader.open(name)
             try:
                 if file.size != size:
-                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}")
+                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}", file=name)
             finally:
                 file.close()
 

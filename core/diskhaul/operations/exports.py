@@ -139,6 +139,20 @@ def problem_of(error: BaseException) -> str:
     return error.problem if isinstance(error, CorruptError) else str(error)
 
 
+def damage(path: str, file: str, error: BaseException, *, disk: int | None) -> Finding:
+    """What `error`, met while `file` of the export at `path` was read, says is wrong, and where."""
+    if not isinstance(error, CorruptError):  # the offset of a StorageError is one of what could not be read, not of damage
+        return Finding(path=path, file=file, disk=disk, problem=str(error))
+    return Finding(
+        path=path,
+        file=error.file or file,
+        disk=disk,
+        problem=error.problem,
+        offset=error.offset,
+        file_offset=error.file_offset,
+    )
+
+
 class RemoveOperation(CatalogOperation[RemovalResult]):
     """Removes one export, or all of an instance. Needs no instance lock: the instance may be long gone."""
 
@@ -202,7 +216,7 @@ class PruneOperation(CatalogOperation[RemovalResult]):
             if (count := getattr(self._policy, name)) < 0
         ]
         if not problems and self._policy.keeps_nothing:
-            problems = ["prune without any --keep-... would remove every export: say what to keep, for example --keep-last 3"]
+            problems = ["this keeps nothing, and would remove every export: say what to keep, for example --keep-last 3"]
         if problems:
             raise RefusedError(problems)
 

@@ -26,7 +26,7 @@ from ..pipeline.raw_restore import RawRestoreJob
 from ..pipeline.readback import ReadBackJob, open_stored_disk
 from ..pipeline.source import Source
 from ..pipeline.workers import DiskJob, PipelineStalledError, as_diskhaul_error, run_jobs
-from ..records import DiskResult, ExportRecord, Finding, ImportResult
+from ..records import DiskResult, ExportRecord, ImportResult
 from .base import LockLevel, RunContext, Timeouts
 from .catalog import (
     ExportName,
@@ -37,7 +37,7 @@ from .catalog import (
     parse_export_name,
     read_small_file,
 )
-from .exports import CatalogOperation, is_export_path, open_by_path
+from .exports import CatalogOperation, damage, is_export_path, open_by_path
 from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
 from .recover import owes_start
@@ -279,9 +279,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
         return sources
 
     def _damaged(self, error: BaseException, file: str, disk: int | None = None) -> VerificationError:
-        problem = error.problem if isinstance(error, CorruptError) else str(error)
-        offset = error.offset if isinstance(error, CorruptError) else None  # that of a StorageError is one in the stored file
-        finding = Finding(path=self._reader.location, file=file, disk=disk, offset=offset, problem=problem)
+        finding = damage(self._reader.location, file, error, disk=disk)
         return VerificationError(f"cannot import: {finding}", findings=(finding,))
 
     def _choose_targets(self, sources: list[StoredSource], problems: list[str]) -> list[ImportTarget]:

@@ -21,7 +21,7 @@ from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import ExportRecord, Finding, VerifyResult
 from .base import LockLevel, Operation, RunContext
 from .catalog import ExportName, check_files, check_identity, check_other_file, on_node, open_record, parse_export_name
-from .exports import CatalogOperation, is_export_path, open_by_path, problem_of, read_record
+from .exports import CatalogOperation, damage, is_export_path, open_by_path, problem_of, read_record
 
 STALL_TIMEOUT_S = 600.0
 
@@ -155,8 +155,9 @@ def verify_export(
             try:
                 stored.append(open_stored_disk(reader, disk_record, direct_io="auto"))
             except (CorruptError, DiskhaulError) as error:
-                problem, offset = problem_of(error), error.offset if isinstance(error, CorruptError) else None
-                findings.append(Finding(path=path, file=disk_record.file, disk=disk_record.index, problem=problem, offset=offset))
+                finding = damage(path, disk_record.file, error, disk=disk_record.index)
+                # That a file was cut has been found among all files, without the disk.
+                findings = [*(found for found in findings if found.problem != finding.problem), finding]
         jobs = [_check_job(disk, operation) for disk in stored]
         run_jobs(
             jobs,

@@ -12,7 +12,7 @@ from ..api import DiskWriter, ExportReader
 from ..errors import StorageError
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec, codec_for, max_stored_length, parse_compress
-from ..formats.corruption import CorruptError
+from ..formats.corruption import CorruptError, first_difference
 from ..formats.manifest import DiskRecord
 from ..options import DirectIO
 from .chunk_plan import chunk_runs, longest_run
@@ -61,7 +61,8 @@ def read_chunk_table(export: ExportReader, record: DiskRecord, codec: Codec) -> 
     source = Source(reader, f"{export.location}/{record.chunks_file}")
     try:
         if source.size != expected:
-            raise CorruptError(f"{record.chunks_file} has {source.size} bytes instead of {expected}")
+            problem = f"{record.chunks_file} has {source.size} bytes instead of {expected}"
+            raise CorruptError(problem, file=record.chunks_file)
         data = bytearray(expected)
         source.fill(0, memoryview(data))
     finally:
@@ -76,7 +77,8 @@ def read_chunk_table(export: ExportReader, record: DiskRecord, codec: Codec) -> 
             stored_root=record.stored_root,
         )
     except CorruptError as corrupt:
-        raise CorruptError(f"{record.chunks_file}: {corrupt.problem}", corrupt.offset) from corrupt
+        problem = f"{record.chunks_file}: {corrupt.problem}"
+        raise CorruptError(problem, corrupt.offset, file=record.chunks_file, file_offset=corrupt.file_offset) from corrupt
 
 
 def _check_shape(source: Source, record: DiskRecord, table: ChunkTable, codec: Codec) -> None:
@@ -93,7 +95,8 @@ def _check_shape(source: Source, record: DiskRecord, table: ChunkTable, codec: C
     found = bytearray(len(trailer))
     source.fill(end, memoryview(found))
     if found != trailer:
-        raise CorruptError(f"{record.file}: the seek table at its end does not match its frames")
+        problem = f"{record.file}: the seek table at its end does not match its frames"
+        raise CorruptError(problem, file_offset=end + first_difference(found, trailer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ class ReadBackJob:
             else:
                 self._encoded_chunk(index, scratch)
         except CorruptError as corrupt:
-            located = CorruptError(corrupt.problem, offset)
+            located = CorruptError(corrupt.problem, offset, file=self._disk.record.file)
             if self._stop_at_first:
                 raise located from corrupt
             self._found(located)
@@ -202,7 +205,7 @@ class ReadBackJob:
             if self._stop_at_first:
                 raise
             # A place of the store that cannot be read: the rest may be readable, and is worth knowing about.
-            self._found(CorruptError(str(error), offset))
+            self._found(CorruptError(str(error), offset, file=self._disk.record.file))
 
     def _found(self, corrupt: CorruptError) -> None:
         with self._finding:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ...api import Cleanup
+from ...host import with_defaults
 from ...records import ExportRecord
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -43,6 +44,11 @@ class CleanupConformance:
         raise NotImplementedError("override the fixture 'cleanup'")
 
     @pytest.fixture
+    def backend(self, cleanup: Cleanup) -> Cleanup:
+        """The cleanup as operations see it: with its Protocol's defaults for what it leaves out."""
+        return with_defaults("cleanup", cleanup)
+
+    @pytest.fixture
     def existing(self) -> list[ExportRecord]:
         """Exports of the instance over three nodes and two years, none younger than the new one."""
         return [
@@ -51,30 +57,30 @@ class CleanupConformance:
             for days in range(step, 730, step)
         ]
 
-    def test_without_other_exports_nothing_is_superseded(self, cleanup: Cleanup) -> None:
-        assert list(cleanup.superseded(record(), [])) == []
+    def test_without_other_exports_nothing_is_superseded(self, backend: Cleanup) -> None:
+        assert list(backend.superseded(record(), [])) == []
 
-    def test_only_existing_exports_are_chosen_and_each_once(self, cleanup: Cleanup, existing: list[ExportRecord]) -> None:
-        chosen = list(cleanup.superseded(record(), list(existing)))
+    def test_only_existing_exports_are_chosen_and_each_once(self, backend: Cleanup, existing: list[ExportRecord]) -> None:
+        chosen = list(backend.superseded(record(), list(existing)))
         assert all(choice in existing for choice in chosen)
         assert len({id(choice) for choice in chosen}) == len(chosen)
 
-    def test_the_new_export_is_never_chosen(self, cleanup: Cleanup, existing: list[ExportRecord]) -> None:
+    def test_the_new_export_is_never_chosen(self, backend: Cleanup, existing: list[ExportRecord]) -> None:
         new = record()
-        assert new not in list(cleanup.superseded(new, [*existing, new]))
+        assert new not in list(backend.superseded(new, [*existing, new]))
 
     def test_the_new_export_seen_through_another_node_is_never_chosen(
-        self, cleanup: Cleanup, existing: list[ExportRecord]
+        self, backend: Cleanup, existing: list[ExportRecord]
     ) -> None:
         new = record(node="alpha", store="shared")
         alias = record(node="beta", store="shared")
-        assert alias not in list(cleanup.superseded(new, [*existing, alias]))
+        assert alias not in list(backend.superseded(new, [*existing, alias]))
 
-    def test_exports_of_other_instances_are_never_chosen(self, cleanup: Cleanup) -> None:
+    def test_exports_of_other_instances_are_never_chosen(self, backend: Cleanup) -> None:
         strangers = [record(timedelta(days=days), instance="web10.example.com") for days in range(1, 800)]
-        assert list(cleanup.superseded(record(), strangers)) == []
+        assert list(backend.superseded(record(), strangers)) == []
 
-    def test_the_order_of_the_existing_exports_does_not_matter(self, cleanup: Cleanup, existing: list[ExportRecord]) -> None:
-        forwards = {choice.path for choice in cleanup.superseded(record(), existing)}
-        backwards = {choice.path for choice in cleanup.superseded(record(), existing[::-1])}
+    def test_the_order_of_the_existing_exports_does_not_matter(self, backend: Cleanup, existing: list[ExportRecord]) -> None:
+        forwards = {choice.path for choice in backend.superseded(record(), existing)}
+        backwards = {choice.path for choice in backend.superseded(record(), existing[::-1])}
         assert forwards == backwards

@@ -10,6 +10,7 @@ import pytest
 
 from ...api import HeldLock, LockMode, Locks
 from ...errors import InterruptedRunError, LockLostError, LockTimeoutError
+from ...host import with_defaults
 
 SHARED, EXCLUSIVE = LockMode.SHARED, LockMode.EXCLUSIVE
 LONG_S = 60.0
@@ -48,11 +49,11 @@ class LockConformance:
 
     @pytest.fixture
     def locks(self, make_locks: Callable[[], Locks]) -> Locks:
-        return make_locks()
+        return with_defaults("lock", make_locks())
 
     @pytest.fixture
     def others(self, make_locks: Callable[[], Locks]) -> Locks:
-        return make_locks()
+        return with_defaults("lock", make_locks())
 
     def test_a_lock_service_that_works_has_no_problems(self, locks: Locks) -> None:
         assert list(locks.check()) == []

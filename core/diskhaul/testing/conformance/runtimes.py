@@ -13,6 +13,7 @@ from __future__ import annotations
 import pytest
 
 from ...api import Runtime
+from ...host import with_defaults
 from ...model import Instance
 
 SHUTDOWN_TIMEOUT_S = 60.0
@@ -26,53 +27,58 @@ class RuntimeConformance:
         raise NotImplementedError("override the fixture 'runtime'")
 
     @pytest.fixture
+    def backend(self, runtime: Runtime) -> Runtime:
+        """The runtime as operations see it: with its Protocol's defaults for what it leaves out."""
+        return with_defaults("runtime", runtime)
+
+    @pytest.fixture
     def instance(self) -> Instance:
         raise NotImplementedError("override the fixture 'instance'")
 
-    def test_a_usable_configuration_has_no_problems(self, runtime: Runtime, instance: Instance) -> None:
-        assert list(runtime.check(instance)) == []
+    def test_a_usable_configuration_has_no_problems(self, backend: Runtime, instance: Instance) -> None:
+        assert list(backend.check(instance)) == []
 
-    def test_checking_a_configuration_changes_nothing(self, runtime: Runtime, instance: Instance) -> None:
-        runtime.start(instance)
-        list(runtime.check(instance))
-        assert runtime.is_running(instance) is True
-        runtime.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
-        list(runtime.check(instance))
-        assert runtime.is_running(instance) is False
+    def test_checking_a_configuration_changes_nothing(self, backend: Runtime, instance: Instance) -> None:
+        backend.start(instance)
+        list(backend.check(instance))
+        assert backend.is_running(instance) is True
+        backend.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
+        list(backend.check(instance))
+        assert backend.is_running(instance) is False
 
-    def test_a_started_guest_runs_when_start_returns(self, runtime: Runtime, instance: Instance) -> None:
-        assert runtime.is_running(instance) is False
-        runtime.start(instance)
-        assert runtime.is_running(instance) is True
+    def test_a_started_guest_runs_when_start_returns(self, backend: Runtime, instance: Instance) -> None:
+        assert backend.is_running(instance) is False
+        backend.start(instance)
+        assert backend.is_running(instance) is True
 
-    def test_a_stopped_guest_is_down_when_stop_returns(self, runtime: Runtime, instance: Instance) -> None:
-        runtime.start(instance)
-        runtime.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
-        assert runtime.is_running(instance) is False
+    def test_a_stopped_guest_is_down_when_stop_returns(self, backend: Runtime, instance: Instance) -> None:
+        backend.start(instance)
+        backend.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
+        assert backend.is_running(instance) is False
 
-    def test_a_guest_can_be_stopped_and_started_again(self, runtime: Runtime, instance: Instance) -> None:
+    def test_a_guest_can_be_stopped_and_started_again(self, backend: Runtime, instance: Instance) -> None:
         for _ in range(3):
-            runtime.start(instance)
-            assert runtime.is_running(instance) is True
-            runtime.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
-            assert runtime.is_running(instance) is False
+            backend.start(instance)
+            assert backend.is_running(instance) is True
+            backend.stop(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
+            assert backend.is_running(instance) is False
 
-    def test_thawing_a_guest_that_is_not_frozen_is_harmless(self, runtime: Runtime, instance: Instance) -> None:
-        runtime.start(instance)
-        runtime.thaw(instance)
-        assert runtime.is_running(instance) is True
+    def test_thawing_a_guest_that_is_not_frozen_is_harmless(self, backend: Runtime, instance: Instance) -> None:
+        backend.start(instance)
+        backend.thaw(instance)
+        assert backend.is_running(instance) is True
 
-    def test_a_guest_that_can_be_frozen_runs_on_after_the_thaw(self, runtime: Runtime, instance: Instance) -> None:
-        runtime.start(instance)
-        if runtime.can_freeze(instance):
-            runtime.freeze(instance)
-            assert runtime.is_running(instance) is True
-            runtime.thaw(instance)
-        assert runtime.is_running(instance) is True
+    def test_a_guest_that_can_be_frozen_runs_on_after_the_thaw(self, backend: Runtime, instance: Instance) -> None:
+        backend.start(instance)
+        if backend.can_freeze(instance):
+            backend.freeze(instance)
+            assert backend.is_running(instance) is True
+            backend.thaw(instance)
+        assert backend.is_running(instance) is True
 
-    def test_disks_of_a_stopped_instance_are_activated_and_deactivated(self, runtime: Runtime, instance: Instance) -> None:
-        changed = runtime.activate_disks(instance)
+    def test_disks_of_a_stopped_instance_are_activated_and_deactivated(self, backend: Runtime, instance: Instance) -> None:
+        changed = backend.activate_disks(instance)
         assert changed in (True, False)
         if changed:
-            runtime.deactivate_disks(instance)
-        assert runtime.is_running(instance) is False
+            backend.deactivate_disks(instance)
+        assert backend.is_running(instance) is False

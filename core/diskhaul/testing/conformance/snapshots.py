@@ -13,6 +13,7 @@ import pytest
 
 from diskhaul.api import Snapshot, Snapshots
 from diskhaul.errors import SnapshotError
+from diskhaul.host import with_defaults
 from diskhaul.model import Disk
 
 from .storages import descriptors, pattern, read
@@ -54,6 +55,11 @@ class SnapshotConformance:
         raise NotImplementedError("define the fixture 'snapshots'")
 
     @pytest.fixture
+    def backend(self, snapshots: Snapshots) -> Snapshots:
+        """The snapshots as operations see it: with its Protocol's defaults for what it leaves out."""
+        return with_defaults("snapshot", snapshots)
+
+    @pytest.fixture
     def disk(self) -> Disk:
         raise NotImplementedError("define the fixture 'disk'")
 
@@ -84,44 +90,44 @@ class SnapshotConformance:
         return str(uuid4())
 
     def test_a_disk_it_supports_is_not_refused_and_nothing_is_left(
-        self, snapshots: Snapshots, disk: Disk, leftovers: Callable[[Disk], list[str]]
+        self, backend: Snapshots, disk: Disk, leftovers: Callable[[Disk], list[str]]
     ) -> None:
         before = leftovers(disk)
-        assert snapshots.refuses(disk) is None
+        assert backend.refuses(disk) is None
         assert leftovers(disk) == before
 
-    def test_a_disk_it_does_not_support_is_refused_in_one_line(self, snapshots: Snapshots, unsupported_disk: Disk) -> None:
-        reason = snapshots.refuses(unsupported_disk)
+    def test_a_disk_it_does_not_support_is_refused_in_one_line(self, backend: Snapshots, unsupported_disk: Disk) -> None:
+        reason = backend.refuses(unsupported_disk)
         assert reason
         assert "\n" not in reason
 
     def test_a_plan_creates_nothing_and_is_always_the_same(
-        self, snapshots: Snapshots, disk: Disk, run_id: str, leftovers: Callable[[Disk], list[str]]
+        self, backend: Snapshots, disk: Disk, run_id: str, leftovers: Callable[[Disk], list[str]]
     ) -> None:
         before = leftovers(disk)
-        planned = snapshots.plan(disk, run_id)
-        assert planned == snapshots.plan(disk, run_id)
+        planned = backend.plan(disk, run_id)
+        assert planned == backend.plan(disk, run_id)
         assert planned.run_id == run_id
         assert run_id in planned.reference
-        assert not snapshots.exists(planned)
+        assert not backend.exists(planned)
         assert leftovers(disk) == before
 
     def test_a_snapshot_keeps_the_bytes_of_its_time(
-        self, snapshots: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
+        self, backend: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
     ) -> None:
         before = pattern(self.size)
         write(disk, 0, before)
-        snapshot = snapshots.plan(disk, run_id)
-        snapshots.create(snapshot)
+        snapshot = backend.plan(disk, run_id)
+        backend.create(snapshot)
         try:
-            assert snapshots.exists(snapshot)
+            assert backend.exists(snapshot)
             write(disk, 0, pattern(self.size, seed=2))
-            assert _content(snapshots, snapshot) == before
+            assert _content(backend, snapshot) == before
         finally:
-            snapshots.remove(snapshot)
+            backend.remove(snapshot)
 
     def test_a_snapshot_is_one_moment_of_a_disk_that_is_being_written(
-        self, snapshots: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
+        self, backend: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
     ) -> None:
         """The writer stamps slot after slot with the number of its round, over and over: at every moment the first slots
         hold one number and the others the number before."""
@@ -139,16 +145,16 @@ class SnapshotConformance:
 
         writer = threading.Thread(target=stamp)
         writer.start()
-        snapshot = snapshots.plan(disk, run_id)
+        snapshot = backend.plan(disk, run_id)
         try:
             assert ready.wait(60)
-            snapshots.create(snapshot)
-            content = _content(snapshots, snapshot)
-            again = _content(snapshots, snapshot)
+            backend.create(snapshot)
+            content = _content(backend, snapshot)
+            again = _content(backend, snapshot)
         finally:
             done.set()
             writer.join()
-            snapshots.remove(snapshot)
+            backend.remove(snapshot)
         stamps = [struct.unpack_from("<Q", content, slot * stride)[0] for slot in range(slots)]
         assert stamps[0] >= 1
         assert stamps == sorted(stamps, reverse=True)
@@ -156,84 +162,84 @@ class SnapshotConformance:
         assert again == content
 
     def test_a_removed_snapshot_leaves_nothing(
-        self, snapshots: Snapshots, disk: Disk, run_id: str, leftovers: Callable[[Disk], list[str]]
+        self, backend: Snapshots, disk: Disk, run_id: str, leftovers: Callable[[Disk], list[str]]
     ) -> None:
         before = leftovers(disk)
-        snapshot = snapshots.plan(disk, run_id)
-        snapshots.create(snapshot)
-        snapshots.remove(snapshot)
-        assert not snapshots.exists(snapshot)
+        snapshot = backend.plan(disk, run_id)
+        backend.create(snapshot)
+        backend.remove(snapshot)
+        assert not backend.exists(snapshot)
         assert leftovers(disk) == before
-        snapshots.remove(snapshot)
+        backend.remove(snapshot)
 
-    def test_removing_what_was_never_created_is_fine(self, snapshots: Snapshots, disk: Disk, run_id: str) -> None:
-        snapshots.remove(snapshots.plan(disk, run_id))
+    def test_removing_what_was_never_created_is_fine(self, backend: Snapshots, disk: Disk, run_id: str) -> None:
+        backend.remove(backend.plan(disk, run_id))
 
-    def test_a_missing_snapshot_cannot_be_opened(self, snapshots: Snapshots, disk: Disk, run_id: str) -> None:
+    def test_a_missing_snapshot_cannot_be_opened(self, backend: Snapshots, disk: Disk, run_id: str) -> None:
         with pytest.raises(SnapshotError):
-            snapshots.open(snapshots.plan(disk, run_id))
+            backend.open(backend.plan(disk, run_id))
 
     def test_creating_it_twice_fails_and_leaves_the_first(
-        self, snapshots: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
+        self, backend: Snapshots, disk: Disk, run_id: str, write: Callable[[Disk, int, bytes], None]
     ) -> None:
         write(disk, 0, b"first")
-        snapshot = snapshots.plan(disk, run_id)
-        snapshots.create(snapshot)
+        snapshot = backend.plan(disk, run_id)
+        backend.create(snapshot)
         try:
             write(disk, 0, b"other")
             with pytest.raises(SnapshotError):
-                snapshots.create(snapshot)
-            assert _content(snapshots, snapshot)[:5] == b"first"
+                backend.create(snapshot)
+            assert _content(backend, snapshot)[:5] == b"first"
         finally:
-            snapshots.remove(snapshot)
+            backend.remove(snapshot)
 
     def test_two_runs_have_each_their_own(
-        self, snapshots: Snapshots, disk: Disk, write: Callable[[Disk, int, bytes], None]
+        self, backend: Snapshots, disk: Disk, write: Callable[[Disk, int, bytes], None]
     ) -> None:
-        one, other = snapshots.plan(disk, str(uuid4())), snapshots.plan(disk, str(uuid4()))
+        one, other = backend.plan(disk, str(uuid4())), backend.plan(disk, str(uuid4()))
         assert one.reference != other.reference
         write(disk, 0, b"one")
-        snapshots.create(one)
+        backend.create(one)
         write(disk, 0, b"two")
-        snapshots.create(other)
+        backend.create(other)
         try:
-            snapshots.remove(one)
-            assert not snapshots.exists(one)
-            assert _content(snapshots, other)[:3] == b"two"
+            backend.remove(one)
+            assert not backend.exists(one)
+            assert _content(backend, other)[:3] == b"two"
         finally:
-            snapshots.remove(one)
-            snapshots.remove(other)
+            backend.remove(one)
+            backend.remove(other)
 
-    def test_another_runs_snapshot_is_not_touched(self, snapshots: Snapshots, disk: Disk, run_id: str) -> None:
-        snapshot = snapshots.plan(disk, run_id)
-        snapshots.create(snapshot)
+    def test_another_runs_snapshot_is_not_touched(self, backend: Snapshots, disk: Disk, run_id: str) -> None:
+        snapshot = backend.plan(disk, run_id)
+        backend.create(snapshot)
         try:
             try:
-                snapshots.remove(replace(snapshot, run_id=str(uuid4())))
+                backend.remove(replace(snapshot, run_id=str(uuid4())))
             except SnapshotError:
                 pass  # saying so is even better than doing nothing
-            assert snapshots.exists(snapshot)
+            assert backend.exists(snapshot)
         finally:
-            snapshots.remove(snapshot)
+            backend.remove(snapshot)
 
-    def test_another_process_finds_it_by_its_plan(self, snapshots: Snapshots, disk: Disk, run_id: str) -> None:
+    def test_another_process_finds_it_by_its_plan(self, backend: Snapshots, disk: Disk, run_id: str) -> None:
         """After a crash only what the journal kept is known: backend, disk, run id and reference."""
-        snapshots.create(snapshots.plan(disk, run_id))
-        planned = snapshots.plan(disk, run_id)
+        backend.create(backend.plan(disk, run_id))
+        planned = backend.plan(disk, run_id)
         rebuilt = Snapshot(backend=planned.backend, disk=disk, run_id=run_id, reference=planned.reference)
-        assert snapshots.exists(rebuilt)
-        snapshots.remove(rebuilt)
-        assert not snapshots.exists(planned)
+        assert backend.exists(rebuilt)
+        backend.remove(rebuilt)
+        assert not backend.exists(planned)
 
-    def test_no_descriptor_is_left_open(self, snapshots: Snapshots, disk: Disk) -> None:
+    def test_no_descriptor_is_left_open(self, backend: Snapshots, disk: Disk) -> None:
         def live() -> None:
-            snapshot = snapshots.plan(disk, str(uuid4()))
-            snapshots.refuses(disk)
-            snapshots.create(snapshot)
-            _content(snapshots, snapshot)
-            snapshots.remove(snapshot)
+            snapshot = backend.plan(disk, str(uuid4()))
+            backend.refuses(disk)
+            backend.create(snapshot)
+            _content(backend, snapshot)
+            backend.remove(snapshot)
             with pytest.raises(SnapshotError):
-                snapshots.open(snapshot)
+                backend.open(snapshot)
 
         live()  # whatever a backend keeps for itself is there from now on
         before = descriptors()
@@ -241,8 +247,8 @@ class SnapshotConformance:
         assert descriptors() == before
 
 
-def _content(snapshots: Snapshots, snapshot: Snapshot) -> bytes:
-    reader = snapshots.open(snapshot)
+def _content(backend: Snapshots, snapshot: Snapshot) -> bytes:
+    reader = backend.open(snapshot)
     try:
         return read(reader, 0, reader.size)
     finally:

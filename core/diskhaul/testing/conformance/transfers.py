@@ -8,6 +8,7 @@ import pytest
 
 from diskhaul.api import DirectStoreFile, ExportReader, ExportStore, StoreFile, Transfer
 from diskhaul.errors import DiskhaulError, UnreachableNodeError
+from diskhaul.host import with_defaults
 from diskhaul.model import Node
 from diskhaul_native import aligned_buffer
 
@@ -50,6 +51,11 @@ class TransferConformance:
         raise NotImplementedError("define the fixture 'transfer'")
 
     @pytest.fixture
+    def backend(self, transfer: Transfer) -> Transfer:
+        """The transfer as operations see it: with its Protocol's defaults for what it leaves out."""
+        return with_defaults("transfer", transfer)
+
+    @pytest.fixture
     def node(self) -> Node:
         raise NotImplementedError("define the fixture 'node'")
 
@@ -66,12 +72,12 @@ class TransferConformance:
         raise NotImplementedError("define the fixture 'missing_node'")
 
     @pytest.fixture
-    def store(self, transfer: Transfer, node: Node) -> ExportStore:
-        return transfer.store(node)
+    def store(self, backend: Transfer, node: Node) -> ExportStore:
+        return backend.store(node)
 
-    def test_a_node_that_is_not_there_is_unreachable(self, transfer: Transfer, missing_node: Node) -> None:
+    def test_a_node_that_is_not_there_is_unreachable(self, backend: Transfer, missing_node: Node) -> None:
         with pytest.raises(UnreachableNodeError) as caught:
-            transfer.store(missing_node)
+            backend.store(missing_node)
         assert caught.value.node == missing_node.name
 
     def test_a_new_store_is_empty_and_without_problems(self, store: ExportStore) -> None:
@@ -84,17 +90,17 @@ class TransferConformance:
         assert free is None or free > 0
 
     def test_stores_are_told_apart_by_their_identity(
-        self, transfer: Transfer, store: ExportStore, other_node: Node, same_node: Node | None
+        self, backend: Transfer, store: ExportStore, other_node: Node, same_node: Node | None
     ) -> None:
-        other = transfer.store(other_node)
+        other = backend.store(other_node)
         assert store.identity
         assert store.identity != other.identity
         make(store, NEW)
         assert store.identity == store.identity
         assert store.identity != other.identity
         if same_node is not None:
-            assert transfer.store(same_node).identity == store.identity
-            assert list(transfer.store(same_node).exports(INSTANCE)) == [NEW]
+            assert backend.store(same_node).identity == store.identity
+            assert list(backend.store(same_node).exports(INSTANCE)) == [NEW]
 
     def test_a_published_export_is_listed_and_read_back(self, store: ExportStore) -> None:
         location = make(store, NEW, {"disk-0.raw.zst": pattern(100_000), "disk-0.chunks": b"digests"})
