@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Literal
 
@@ -19,6 +19,7 @@ from ..pipeline.source import Source
 from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import Catalog, on_node
+from .disk_use import GLANCE_S, disks_in_use
 from .export_run import ExportRun
 from .export_task import ExportTask
 from .guest import guest_runs
@@ -115,8 +116,11 @@ class ExportOperation(Operation[ExportResult]):
         sources: dict[int, Source] = {}
         try:
             problems += self._node_problems()
-            problems += self._guest_problems()
+            guest_problems = self._guest_problems()
+            problems += guest_problems
             self._open_disks(sources, problems)
+            if not self.running and not guest_problems:
+                problems += self._use_problems([disk for disk in self.instance.disks if disk.index in sources])
             free = self._target_problems(problems)
             problems += self._snapshot_problems()
             problems += self._zero_fill_problems()
@@ -192,6 +196,16 @@ class ExportOperation(Operation[ExportResult]):
             except BaseException as error:  # a plugin may raise anything, SystemExit included
                 wrong = failure_lines(disk.label, error)
             problems += [line if line.startswith(f"disk {disk.index}") else f"{disk.label}: {line}" for line in wrong]
+
+    def _use_problems(self, disks: Sequence[Disk]) -> list[str]:
+        """Who writes to `disks` of a guest that counts as off: it may be running after all."""
+        name, runtime = self.instance.name, self.instance.runtime
+        try:
+            used = disks_in_use(self.host, disks, patience_s=GLANCE_S, limit_s=self.options.stall_timeout_s)
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            return failure_lines(name, error)
+        goes_by = "say by 'runtime' what runs it" if runtime == "none" else f"correct what its runtime '{runtime}' goes by"
+        return [f"{name} counts as off, but {line}: end that, or {goes_by}" for line in used]
 
     def _target_problems(self, problems: list[str]) -> int | None:
         """Add what is wrong with the target to `problems`; return its free space."""
