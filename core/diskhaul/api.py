@@ -130,6 +130,17 @@ class Storage(Protocol):
         """Reasons why `disk` cannot be read, one line each; nothing when all is well. Must not change anything."""
         return ()
 
+    def in_use(self, disk: Disk, /) -> Iterable[str]:
+        """Who may be writing to `disk` right now, one phrase each ("is open for writing in process 7 (qemu)"). Only looks.
+
+        Asked of the disks of a guest that is off, or has just stopped: whatever its runtime says, a disk that is written to must
+        not be taken for a disk at rest. Who only reads does not count, nor does this process. Nothing where nothing is known.
+
+        Raises:
+            OSError: or `StorageError`; it cannot be found out, and the export does not go on.
+        """
+        return ()
+
     def create(self, disk: Disk, size: int, /, *, overwrite: bool) -> DiskWriter:
         """Open `disk` for writing by an import, making it if need be, `size` bytes large.
 

@@ -26,6 +26,7 @@ class Mount:
         point: the directory it is mounted on.
         kind: the filesystem's type, ``ext4`` for example.
         source: what is mounted: a device, a server's directory, or whatever the filesystem puts there.
+        writable: the filesystem as a whole is mounted read-write, even where this mount of it is not.
     """
 
     number: int
@@ -33,12 +34,13 @@ class Mount:
     point: str
     kind: str
     source: str
+    writable: bool
 
 
-def mounts() -> Iterator[Mount]:
-    """The mounts this process sees, in the order they were made in; none where there is no ``/proc``."""
+def mounts(of_process: int | None = None) -> Iterator[Mount]:
+    """The mounts that this process sees, or another one, in the order they were made in; none where ``/proc`` does not tell."""
     try:
-        table = Path(_TABLE).read_bytes()
+        table = Path(_TABLE if of_process is None else f"/proc/{of_process}/mountinfo").read_bytes()
     except OSError:
         return
     for line in table.split(b"\n"):  # not splitlines(), nor split() below: a name may hold other white space as it is
@@ -52,6 +54,7 @@ def mounts() -> Iterator[Mount]:
                 point=unescaped(place[4]),
                 kind=unescaped(described[0]),
                 source=unescaped(described[1]),
+                writable=b"rw" in described[-1].split(b","),
             )
 
 

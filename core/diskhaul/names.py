@@ -17,6 +17,10 @@ def name_problem(kind: str, name: str) -> str | None:
     Names become directory names on other people's hosts, so only letters, digits and ``_ . + -`` are allowed, not starting
     with a dot or a dash, at most 253 bytes.
     """
+    try:
+        check_text(kind, name)
+    except RefusedError as error:
+        return str(error)
     if not name:
         return f"{kind} name is empty"
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
@@ -27,6 +31,12 @@ def name_problem(kind: str, name: str) -> str | None:
             "start with a letter, digit or _, and no '..'"
         )
     return None
+
+
+def check_text(kind: str, name: object) -> None:
+    """Raise `RefusedError` when `name` is no text: callers of the library may give anything."""
+    if not isinstance(name, str):
+        raise RefusedError(f"{kind} name: must be text, not {type(name).__name__}")
 
 
 def check_name(kind: str, name: str) -> None:

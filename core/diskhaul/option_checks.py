@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import get_args
 
@@ -34,26 +34,40 @@ def option_problems(options: ExportOptions) -> list[str]:
     Whether the guest runs, and what the zero-fill backend does to the disk, is not known here: the operation adds
     "remove + running + no shutdown" and "a writing zero-fill needs a shutdown".
     """
-    problems = [problem for option in fields(options) if (problem := value_problem(option.name, getattr(options, option.name)))]
-    if problems:
-        return problems  # contradictions of nonsense would only be noise
-    if options.long_sleep and not options.shutdown:
+    wrong = {
+        option.name: problem
+        for option in fields(options)
+        if (problem := value_problem(option.name, getattr(options, option.name)))
+    }
+    return [*wrong.values(), *_contradictions(options, wrong)]
+
+
+def _contradictions(options: ExportOptions, wrong: Collection[str]) -> list[str]:
+    """What the options say against each other; of those in `wrong` nothing is said, since that would only be noise."""
+    problems: list[str] = []
+
+    def sound(*names: str) -> bool:
+        return not any(name in wrong for name in names)
+
+    if sound("long_sleep", "shutdown") and options.long_sleep and not options.shutdown:
         problems.append(
             "long_sleep: contradicts shutdown = false; a guest that is not stopped cannot stay down: drop one of them"
         )
-    if not options.zero_free_space:
+    if not sound("zero_free_space"):
+        pass
+    elif not options.zero_free_space:
         problems += [
             f"{name}: has no meaning without zero_free_space; ask for zero_free_space too, or drop it"
             for name in ("zero_fill", "zeroing_timeout_fixed_s", "zeroing_timeout_per_mib_s")
-            if getattr(options, name) is not None
+            if sound(name) and getattr(options, name) is not None
         ]
-    elif _method(options.compress) == "none":
+    elif sound("compress") and _method(options.compress) == "none":
         problems.append("zero_free_space: gains nothing with compress = none; choose a compressor such as zstd:1")
-    if options.remove_instance and options.verify == "none":
+    if sound("remove_instance", "verify") and options.remove_instance and options.verify == "none":
         problems.append(
             "remove_instance: with verify = none the only copy would be one that nobody has read; use verify = stored"
         )
-    if options.layout == "ganeti" and _method(options.compress) != "none":
+    if sound("layout", "compress") and options.layout == "ganeti" and _method(options.compress) != "none":
         problems.append(f"layout: ganeti holds raw disks, so compress = {options.compress} cannot be used; use compress = none")
     return problems
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,21 @@ def test_the_exit_code_of_status_says_whether_the_guest_runs(
     assert runtime.is_running(with_options(instance, status=status)) is running
 
 
+@pytest.mark.parametrize(
+    ("off", "code", "running"), [([3], 0, True), ([3], 3, False), ([2, 7], 7, False), ((3,), 1, None), ([2], 3, None)]
+)
+def test_a_configuration_can_say_which_exit_codes_of_status_mean_off(
+    tmp_path: Path, runtime: CommandRuntime, instance: Instance, off: Sequence[int], code: int, running: bool | None
+) -> None:
+    asked = with_options(instance, status=[script(tmp_path, "status", f"exit {code}")], status_off=off)
+    assert problems(runtime, asked, {}) == []
+    if running is None:
+        with pytest.raises(GuestError, match="unknown whether the guest runs"):
+            runtime.is_running(asked)
+    else:
+        assert runtime.is_running(asked) is running
+
+
 @pytest.mark.parametrize("ending", ["exit 2", "exit 4", "exit 127", "kill -9 $$"])
 def test_any_other_status_is_unknown_which_is_not_no(
     tmp_path: Path, runtime: CommandRuntime, instance: Instance, ending: str
@@ -333,6 +348,11 @@ def problems(runtime: CommandRuntime, instance: Instance, options: Mapping[str, 
         ({"timeout_s": float("nan")}, "timeout_s: nan is not"),
         ({"timeout_s": 1e99}, "timeout_s: 1e+99 is not"),
         ({"timeout_s": True}, "timeout_s: True is not"),
+        ({"status_off": 3}, "status_off: 3 is not a list of exit codes"),
+        ({"status_off": []}, "status_off: [] is not a list of exit codes"),
+        ({"status_off": [0]}, "status_off: [0] is not a list of exit codes"),
+        ({"status_off": [True]}, "status_off: [True] is not a list of exit codes"),
+        ({"status_off": [256, 3]}, "status_off: [256, 3] is not a list of exit codes"),
         ({"environment": ["A=1"]}, "environment: ['A=1'] is not a table of strings"),
         ({"environment": {"A": 1}}, "environment.A: 1 is not a string"),
         ({"environment": {"A=B": "1"}}, "'A=B' is not a variable"),

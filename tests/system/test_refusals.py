@@ -463,9 +463,10 @@ def test_a_target_that_lies_on_the_disk_itself_is_refused(lab: Lab, loop_filesys
 
     problems = refused_by_library(lab)
 
-    assert len(problems) == 1
-    assert "would be exported into itself" in problems[0]
-    assert "choose another node" in problems[0]
+    assert len(problems) == 2
+    assert f"is mounted read-write on {filesystem.path}" in problems[0]
+    assert "would be exported into itself" in problems[1]
+    assert "choose another node" in problems[1]
 
 
 # --- guests and plugins -----------------------------------------------------------------------------------------------
@@ -900,3 +901,126 @@ def test_other_commands_refuse_bad_input_too(lab: Lab, arguments: tuple[str, ...
     lab.write_config()
 
     assert len(refused_by_cli(lab, *arguments)) == 1
+
+
+# --- everything that can be found, in one refusal -----------------------------------------------------------------------
+
+
+def test_options_that_cannot_be_and_options_that_contradict_each_other_are_told_together(lab: Lab) -> None:
+    lab.add_guest()
+    lab.write_config()
+
+    lines = refused_by_cli(
+        lab,
+        *("export", "web1", "--node", "beta", "--long-sleep", "--no-shutdown", "--compress", "lz4"),
+        *("--layout", "ganeti", "--zeroing-timeout-fixed", "3"),
+    )
+
+    assert [line.partition(":")[0] for line in lines] == ["compress", "long_sleep", "zeroing_timeout_fixed_s"]
+
+
+def test_names_that_are_unknown_are_told_together_with_contradicting_options(lab: Lab) -> None:
+    lab.add_guest()
+    lab.write_config()
+
+    lines = refused_by_cli(lab, "export", "nope", "--node", "nowhere", "--long-sleep", "--no-shutdown")
+
+    assert len(lines) == 3
+    assert lines[0].startswith("long_sleep: ")
+    assert lines[1].startswith("instance 'nope' is unknown")
+    assert lines[2].startswith("node 'nowhere' is unknown")
+
+
+def test_a_name_that_cannot_be_one_is_told_once_and_with_the_other_that_is_unknown(lab: Lab) -> None:
+    lab.add_guest()
+
+    problems = refused_by_library(lab, "../x", "nowhere")
+
+    assert len(problems) == 2
+    assert problems[0].startswith("instance name '../x'")
+    assert problems[1].startswith("node 'nowhere' is unknown")
+
+
+@pytest.mark.parametrize("command", ["export", "plan"])
+def test_numbers_that_are_none_hide_nothing_else(lab: Lab, command: str) -> None:
+    lab.add_guest()
+    lab.write_config()
+
+    lines = refused_by_cli(
+        lab, command, "nope", "--node", "nowhere", "--shutdown-timeout=nan", "--long-sleep", "--no-shutdown", "--compress=lz4"
+    )
+
+    assert [line.split()[0] for line in lines] == ["--shutdown-timeout:", "compress:", "long_sleep:", "instance", "node"]
+
+
+def test_numbers_that_are_none_are_told_with_a_configuration_that_cannot_be_used(lab: Lab) -> None:
+    lab.add_guest()
+    lab.write_config("[cluster]\nname = 5\n")
+
+    lines = refused_by_cli(lab, "export", "web1", "--node", "beta", "--shutdown-timeout=nan")
+
+    assert lines[0].startswith("--shutdown-timeout: ")
+    assert any("cluster.name" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", [5, b"web1", None, ["web1"]])
+def test_names_that_are_no_text_are_refused_by_the_library(lab: Lab, name: Any) -> None:
+    lab.add_guest()
+
+    problems = refused_by_library(lab, name, name)
+
+    assert [problem.split(":")[0] for problem in problems] == ["instance name", "node name"]
+    assert all("must be text" in problem for problem in problems)
+    for call in (diskhaul.verify, diskhaul.list_exports, diskhaul.show, diskhaul.prune, diskhaul.recover, diskhaul.import_):
+        if name is None and call is not diskhaul.import_:
+            continue
+        more = {"policy": diskhaul.KeepPolicy(last=1)} if call is diskhaul.prune else {}
+        with pytest.raises(diskhaul.RefusedError):
+            call(name, config=lab.cluster(), **more)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("compress", [None, 5, b"zstd"])
+def test_a_compressor_that_is_no_text_is_refused(lab: Lab, compress: Any) -> None:
+    lab.add_guest()
+
+    assert [problem.partition(":")[0] for problem in refused_by_library(lab, compress=compress)] == ["compress"]
+
+
+# --- what would be an export of nothing ---------------------------------------------------------------------------------
+
+
+def test_an_empty_image_without_a_configured_size_is_refused(lab: Lab) -> None:
+    guest = lab.add_guest(running=False)
+    guest.disk.write_bytes(b"")
+
+    (problem,) = refused_by_library(lab)
+
+    assert f"disk 0 ({guest.disk})" in problem
+    assert "is empty" in problem
+    assert "size" in problem
+
+
+def test_an_empty_image_whose_size_is_configured_as_none_is_exported(lab: Lab) -> None:
+    guest = lab.add_guest(running=False)
+    guest.disk.write_bytes(b"")
+    lab.instances[INSTANCE] = diskhaul.Instance(name=INSTANCE, node="alpha", disks=[diskhaul.Disk(path=guest.disk, size=0)])
+
+    result = lab.export()
+
+    assert result.export is not None
+    assert result.export.disk_bytes == 0
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_snapshot_backend_that_nobody_provides_is_refused_whether_the_guest_runs_or_not(lab: Lab, running: bool) -> None:
+    lab.add_guest(running=running)
+    instance = lab.instances[INSTANCE]
+    disks = [diskhaul.Disk(path=disk.path, snapshot="zz") for disk in instance.disks]
+    lab.instances[INSTANCE] = diskhaul.Instance(
+        name=INSTANCE, node="alpha", runtime="command", runtime_options=instance.runtime_options, disks=disks
+    )
+
+    (problem,) = refused_by_library(lab)
+
+    assert "'zz'" in problem
+    assert "reflink" in problem

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..errors import RefusedError
 from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
@@ -97,7 +98,37 @@ def _all_options(function: F) -> F:
     return _export_options(path_options(profile_option(function)))
 
 
-@click.command("export", cls=GuestOperation)
+def _further_problems(ctx: click.Context) -> Sequence[str]:
+    """What an export with the parameters that could be read would be refused for: its options and its names."""
+    from ..operations.base import RunContext
+    from ..operations.export import ExportOperation
+    from ..option_checks import option_problems
+    from ..option_defaults import export_options
+
+    given = {name: value for name, value in ctx.params.items() if name not in ("instance", "node")}
+    instance, node = ctx.params.get("instance"), ctx.params.get("node")
+    try:
+        cluster = ctx.ensure_object(Invocation).cluster()
+        options = export_options(cluster, **given)
+        if instance is None or node is None:  # that it is missing has been told
+            return option_problems(options)
+        operation = ExportOperation(RunContext(cluster), instance, node, options)
+        operation.check_arguments()
+        operation.expand_names()
+    except RefusedError as error:
+        return error.problems
+    return ()
+
+
+class _ExportCommand(GuestOperation):
+    further_problems = staticmethod(_further_problems)
+
+
+class _PlanCommand(Operation):
+    further_problems = staticmethod(_further_problems)
+
+
+@click.command("export", cls=_ExportCommand)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export goes to.")
 @_all_options
@@ -140,7 +171,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
     )
 
 
-@click.command("plan", cls=Operation)
+@click.command("plan", cls=_PlanCommand)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export would go to.")
 @_all_options

@@ -238,8 +238,12 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
         if problems := ctx.meta.pop(_PROBLEMS, ()):
-            raise RefusedError(problems)
+            raise RefusedError([*problems, *self.further_problems(ctx)])
         return rest
+
+    def further_problems(self, ctx: click.Context) -> Sequence[str]:
+        """What else is wrong, as far as it can be found out from the parameters that could be read; told together."""
+        return ()
 
     def invoke(self, ctx: click.Context) -> int:
         invocation = ctx.ensure_object(Invocation)

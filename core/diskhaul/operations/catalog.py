@@ -17,7 +17,7 @@ from ..formats.export_id import created_at, is_export_id
 from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ..host import PluginHost
 from ..model import Node
-from ..names import expand_name, name_problem
+from ..names import check_text, expand_name, name_problem
 from ..records import ExportRecord, ListResult
 from .deadlines import within
 
@@ -41,6 +41,7 @@ def parse_export_name(text: str) -> ExportName:
     Raises:
         RefusedError: either part is not a legal name.
     """
+    check_text("export", text)
     instance, at, export_id = text.partition("@")
     problem = name_problem("instance", instance)
     if problem:

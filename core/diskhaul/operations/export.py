@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Literal
 
 from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
-from ..errors import DiskhaulError, RefusedError
+from ..errors import DiskhaulError, RefusedError, UnknownBackendError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
 from ..model import Disk, Instance, Node
@@ -19,6 +19,7 @@ from ..pipeline.source import Source
 from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import Catalog, on_node
+from .disk_use import GLANCE_S, disks_in_use
 from .export_run import ExportRun
 from .export_task import ExportTask
 from .guest import guest_runs
@@ -63,37 +64,56 @@ class ExportOperation(Operation[ExportResult]):
     # --- before anything is touched ---------------------------------------------------------------------------------
 
     def check_arguments(self) -> None:
-        if not isinstance(self.options, ExportOptions):
-            raise RefusedError(f"options must be an ExportOptions, not {type(self.options).__name__}")
+        """Reject what is wrong with the arguments; names that are unknown are told with it, and else by `expand_names`."""
+        problems = self._argument_problems()
+        if problems:
+            unknown = (line for error in self._expanded()[1] for line in error.problems)
+            raise RefusedError(dict.fromkeys([*problems, *unknown]))  # an illegal name is told once
         self.timeouts = Timeouts(lock_s=self.options.lock_timeout_s, hook_s=self.options.hook_timeout_s)
         self.dry_run = self.options.dry_run
+
+    def _argument_problems(self) -> list[str]:
         problems = [
             problem
             for problem in (name_problem("instance", self._asked_instance), name_problem("node", self._asked_node))
             if problem
         ]
+        if not isinstance(self.options, ExportOptions):
+            return [*problems, f"options must be an ExportOptions, not {type(self.options).__name__}"]
         problems += option_problems(self.options)
         allowed = self.cluster.compression
-        compressor = self.options.compress.partition(":")[0]
+        compressor = str(self.options.compress).partition(":")[0]
         if compressor in COMPRESSORS and compressor not in allowed:
             problems.append(f"compress {self.options.compress}: cluster {self.cluster.name} allows {', '.join(allowed)}")
-        if problems:
-            raise RefusedError(problems)
+        return problems
 
-    def expand_names(self) -> None:
-        inventory = self.host.inventory()
-        instances, nodes = inventory.instances(), inventory.nodes()
+    def _expanded(self) -> tuple[dict[str, str], list[RefusedError]]:
+        """The full names of the instance and the node that were asked for, and why there are none."""
         problems: list[RefusedError] = []
         found: dict[str, str] = {}
-        for kind, asked, known in (("instance", self._asked_instance, instances), ("node", self._asked_node, nodes)):
+        try:
+            inventory = self.host.inventory()
+            asked_for = (
+                ("instance", self._asked_instance, tuple(inventory.instances())),
+                ("node", self._asked_node, tuple(inventory.nodes())),
+            )
+        except RefusedError as error:
+            return found, [error]
+        for kind, asked, known in asked_for:
             try:
                 found[kind] = expand_name(kind, asked, known)
             except RefusedError as error:
                 problems.append(error)
+        return found, problems
+
+    def expand_names(self) -> None:
+        found, problems = self._expanded()
         if len(problems) == 1:
             raise problems[0]
         if problems:
             raise RefusedError([line for problem in problems for line in problem.problems])
+        inventory = self.host.inventory()
+        instances, nodes = inventory.instances(), inventory.nodes()
         self.instance = instances[found["instance"]]
         self.target = nodes[found["node"]]
         if self.instance.node not in nodes:
@@ -115,8 +135,11 @@ class ExportOperation(Operation[ExportResult]):
         sources: dict[int, Source] = {}
         try:
             problems += self._node_problems()
-            problems += self._guest_problems()
+            guest_problems = self._guest_problems()
+            problems += guest_problems
             self._open_disks(sources, problems)
+            if not self.running and not guest_problems:
+                problems += self._use_problems([disk for disk in self.instance.disks if disk.index in sources])
             free = self._target_problems(problems)
             problems += self._snapshot_problems()
             problems += self._zero_fill_problems()
@@ -193,6 +216,16 @@ class ExportOperation(Operation[ExportResult]):
                 wrong = failure_lines(disk.label, error)
             problems += [line if line.startswith(f"disk {disk.index}") else f"{disk.label}: {line}" for line in wrong]
 
+    def _use_problems(self, disks: Sequence[Disk]) -> list[str]:
+        """Who writes to `disks` of a guest that counts as off: it may be running after all."""
+        name, runtime = self.instance.name, self.instance.runtime
+        try:
+            used = disks_in_use(self.host, disks, patience_s=GLANCE_S, limit_s=self.options.stall_timeout_s)
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            return failure_lines(name, error)
+        goes_by = "say by 'runtime' what runs it" if runtime == "none" else f"correct what its runtime '{runtime}' goes by"
+        return [f"{name} counts as off, but {line}: end that, or {goes_by}" for line in used]
+
     def _target_problems(self, problems: list[str]) -> int | None:
         """Add what is wrong with the target to `problems`; return its free space."""
         if self.target.offline:
@@ -209,7 +242,7 @@ class ExportOperation(Operation[ExportResult]):
     def _snapshot_problems(self) -> list[str]:
         """Choose a snapshot backend for every disk of a running guest; say why the export cannot go on without."""
         if not self.running or self.options.remove_instance:
-            return []
+            return self._unknown_snapshot_backends()
         reasons: list[str] = []
         for disk in self.instance.disks:
             try:
@@ -227,6 +260,19 @@ class ExportOperation(Operation[ExportResult]):
             return [f"live export needs a snapshot of every disk: {'; '.join(reasons)}"]
         reason = f"no snapshot is possible, so the guest would be down while its disks are sent: {'; '.join(reasons)}"
         return [f"{reason}; say --long-sleep if it may be"]
+
+    def _unknown_snapshot_backends(self) -> list[str]:
+        """Names that nobody provides: told also while none is needed, and not only on the day when the guest runs."""
+        problems = []
+        for disk in self.instance.disks:
+            if disk.snapshot:
+                try:
+                    self.host.snapshots_for(disk)
+                except UnknownBackendError as error:
+                    problems += [f"{disk.label}: {problem}" for problem in error.problems]
+                except RefusedError:  # it is there, and cannot be used: the export can do without
+                    continue
+        return problems
 
     def _zero_fill_problems(self) -> list[str]:
         """Choose a zero-fill backend for every disk that one can serve; a disk that none can is sent as it is."""
@@ -450,6 +496,9 @@ def open_source(storage: Storage, disk: Disk) -> Source:
 
 
 def size_problems(disk: Disk, source: Source) -> list[str]:
+    if disk.size is None and source.size == 0:
+        remedy = "put the right image there, or the right path into the configuration, or configure the disk's size"
+        return [f"{disk.label} is empty (0 bytes): there is nothing to export; {remedy}"]
     if disk.size is not None and disk.size != source.size:
         return [f"{disk.label} has {source.size} bytes, and {disk.size} are configured; correct the one that is wrong"]
     return []

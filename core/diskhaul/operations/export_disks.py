@@ -25,6 +25,7 @@ from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
+from .disk_use import GLANCE_S, RELEASE_S, disks_in_use
 from .export_task import ExportTask
 from .guest import GuestHangsError, GuestKeeper, guest_call
 from .run_state import RunState, UndoStep
@@ -74,6 +75,8 @@ class ExportDisks:
         """
         if not self._task.running:
             self._activate()
+            with self._state.part_named("disk activation"):
+                self._check_at_rest("counts as off", GLANCE_S)
             self._zero_in_place()
         elif not self._options.shutdown:
             self._live_snapshots()
@@ -103,7 +106,19 @@ class ExportDisks:
         self._starting = self._state.undo_later("starting the guest again", self._keeper.bring_back, order=_THEN_START)
         with self._state.part_named("shutdown"), self._feedback.stage("stop", self._instance.name):
             self._keeper.stop(self._options.shutdown_timeout_s)
+            self._check_at_rest("is said to have stopped", RELEASE_S)
         self._token.raise_if_cancelled()
+
+    def _check_at_rest(self, claim: str, patience_s: float) -> None:
+        """Look whether anything writes to the disks of a guest that does not run, as its runtime claims.
+
+        Raises:
+            GuestError: something does.
+        """
+        host, limit_s = self._task.operation.host, self._options.stall_timeout_s
+        used = disks_in_use(host, self._instance.disks, patience_s=patience_s, limit_s=limit_s)
+        if used:
+            raise GuestError(f"{self._instance.name} {claim}, but {'; '.join(used)}: it may be running still")
 
     def _stopped_snapshots(self) -> None:
         """Snapshot the stopped guest's disks and start it; without snapshots it stays down if that is allowed."""
@@ -247,10 +262,13 @@ class ExportDisks:
         """Disks read without a snapshot are only whole if nobody started the guest meanwhile.
 
         Raises:
-            GuestError: somebody did.
+            GuestError: somebody did, or writes to its disks.
         """
-        if not self._from_snapshots and self._keeper.is_running():
+        if self._from_snapshots:
+            return
+        if self._keeper.is_running():
             raise GuestError(f"{self._instance.name} was started by somebody else while its disks were read; export it again")
+        self._check_at_rest("was off while its disks were read", GLANCE_S)
 
     def guest_may_run(self) -> None:
         """Start a guest that was stopped for the export, unless it is to be removed.
@@ -278,7 +296,7 @@ class ExportDisks:
         """Remove the instance, whose export has been published. From here on nobody starts the guest again.
 
         Raises:
-            GuestError: it runs again, or cannot be removed.
+            GuestError: it runs again, its disks are being written to, or it cannot be removed.
             LockLostError: it is no longer ours to remove.
         """
         self._task.operation.locks.check()
@@ -286,5 +304,6 @@ class ExportDisks:
             self._keeper.forgive()
             raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
         self._keeper.forgive()
+        self._check_at_rest("is off", GLANCE_S)
         runtime = self._task.runtime
         guest_call("remove it", runtime, runtime.remove, self._instance)

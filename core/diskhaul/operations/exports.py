@@ -105,7 +105,7 @@ class ShowOperation(CatalogOperation[ExportDetails]):
 
 def is_export_path(text: str) -> bool:
     """True when a user means an export's directory, not its name."""
-    return "/" in text or (text != "" and Path(text).is_dir())  # Path("") is the current directory
+    return isinstance(text, str) and ("/" in text or (text != "" and Path(text).is_dir()))  # Path("") is the current directory
 
 
 def open_by_path(operation: Operation[Any], path: str) -> ExportReader:

@@ -5,17 +5,22 @@
 =================== ============================================================================================
 ``start``           starts the guest (needed)
 ``stop``            shuts it down cleanly and returns when it is down, or soon will be (needed)
-``status``          exit code 0: it runs; 1 or 3: it does not; anything else: unknown (needed)
+``status``          exit code 0: it runs; one of ``status_off``: it does not; anything else: unknown (needed)
 ``remove``          removes the stopped instance for good, disks included
 ``freeze, thaw``    flush and freeze the guest's filesystems, and undo it (both or neither)
 ``activate_disks``  make a stopped instance's disks readable; ``deactivate_disks`` undoes it (both or neither)
 ``timeout_s``       seconds each of them may take, 60 unless given; ``stop`` gets the shutdown timeout instead
+``status_off``      the exit codes of ``status`` that mean "off", ``[1, 3]`` unless given
 ``environment``     table of more variables
 =================== ============================================================================================
 
 Each command is a list of strings, run without a shell in the directory of the configuration. A program with a slash in it is
-relative to that directory; one without is looked for in PATH. It sees PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR of
-diskhaul, ``DISKHAUL_INSTANCE``, for ``stop`` also ``DISKHAUL_SHUTDOWN_TIMEOUT`` (whole seconds), and ``environment``.
+relative to that directory; one without is looked for in PATH. Many programs exit with 1 for "no" and for "I could not find out"
+alike; give ``status_off`` where yours has a code that only means "off", as ``systemctl is-active`` has with 3. (Whatever it
+says, no disk that something still writes to is exported as that of a guest that is off.)
+
+A command sees PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR of diskhaul, ``DISKHAUL_INSTANCE``, for ``stop`` also
+``DISKHAUL_SHUTDOWN_TIMEOUT`` (whole seconds), and ``environment``.
 A start command should detach the guest (own session, output elsewhere): what it leaves behind is not touched, but a command
 that overruns its time has its whole process group ended.
 """
@@ -43,7 +48,7 @@ DEFAULT_TIMEOUT_S = 60.0
 STOP_GRACE_S = 10.0
 """Seconds that ``stop`` gets beyond the shutdown timeout, to pull the plug on a guest that did not react in time."""
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
-RUNNING, NOT_RUNNING = (0,), (1, 3)  # 3 is what init scripts answer for "not running" (LSB core, 22.2)
+RUNNING, STATUS_OFF = 0, (1, 3)  # 3 is what init scripts answer for "not running" (LSB core, 22.2)
 
 
 def capability() -> Capability:
@@ -127,9 +132,9 @@ class CommandRuntime(Runtime):
 
     def _is_running(self, instance: Instance, timeout_s: float) -> bool:
         finished = self._run(instance, "status", timeout_s)
-        if finished.ending == "exited" and finished.exit_code in RUNNING:
+        if finished.ending == "exited" and finished.exit_code == RUNNING:
             return True
-        if finished.ending == "exited" and finished.exit_code in NOT_RUNNING:
+        if finished.ending == "exited" and finished.exit_code in _status_off(instance):
             return False
         raise GuestError(_failure(instance, "status", finished) + "; so it is unknown whether the guest runs")
 
@@ -204,7 +209,7 @@ class CommandRuntime(Runtime):
     def check(self, instance: Instance, /) -> Iterable[str]:
         prefix = f"instances.{instance.name}.runtime_options"
         options = instance.runtime_options
-        known = (*NEEDED, *OPTIONAL, "timeout_s", "environment")
+        known = (*NEEDED, *OPTIONAL, "timeout_s", "status_off", "environment")
         problems = [f"{prefix}.{key}: unknown; there is {', '.join(known)}" for key in options if key not in known]
         problems += [f"{prefix}.{verb}: missing" for verb in NEEDED if verb not in options]
         for one, other in PAIRS:
@@ -215,6 +220,8 @@ class CommandRuntime(Runtime):
         problems += environment_problems
         if "timeout_s" in options and not _is_duration(options["timeout_s"]):
             problems.append(f"{prefix}.timeout_s: {options['timeout_s']!r} is not seconds above 0, at most a week")
+        if "status_off" in options and not _are_exit_codes(options["status_off"]):
+            problems.append(f"{prefix}.status_off: {options['status_off']!r} is not a list of exit codes, 1 to 255, as in [3]")
         search_path = self._environment(instance)["PATH"] if not environment_problems else SEARCH_PATH
         for verb in (*NEEDED, *OPTIONAL):
             if verb in options:
@@ -268,6 +275,17 @@ def _timeout_s(instance: Instance) -> float:
     if not _is_duration(value):
         raise GuestError(f"instances.{instance.name}.runtime_options.timeout_s: {value!r} is not a number of seconds above 0")
     return float(value)
+
+
+def _are_exit_codes(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(type(code) is int and 1 <= code <= 255 for code in value)
+
+
+def _status_off(instance: Instance) -> tuple[int, ...]:
+    value = instance.runtime_options.get("status_off", STATUS_OFF)
+    if not _are_exit_codes(value):
+        raise GuestError(f"instances.{instance.name}.runtime_options.status_off: {value!r} is not a list of exit codes")
+    return tuple(value)
 
 
 def _failure(instance: Instance, verb: str, finished: Finished) -> str:

@@ -19,7 +19,7 @@ from diskhaul.api import BackendContext, Capability, Storage
 from diskhaul.errors import StorageError
 from diskhaul.model import Disk
 
-from . import usage
+from . import usage, writers
 from .raw import RawReader, RawWriter, disk_path, storage_error
 
 _BLKROGET = 0x125E  # linux/fs.h: _IO(0x12, 94)
@@ -59,6 +59,13 @@ class BlockStorage(Storage):
             self.open(disk).close()
         except StorageError as error:
             yield f"{disk.label}: {_reason(error)}"
+
+    def in_use(self, disk: Disk, /) -> Iterator[str]:
+        if disk.path is None:
+            return
+        status = os.stat(disk.path)
+        if stat.S_ISBLK(status.st_mode):
+            yield from writers.device_writers(status.st_rdev)
 
     def create(self, disk: Disk, size: int, /, *, overwrite: bool) -> RawWriter:
         path = disk_path(disk)

@@ -17,7 +17,7 @@ from diskhaul.api import BackendContext, Capability, Storage
 from diskhaul.errors import StorageError
 from diskhaul.model import Disk
 
-from . import usage
+from . import usage, writers
 from .raw import RawReader, RawWriter, disk_path, storage_error
 
 
@@ -96,6 +96,10 @@ class FileStorage(Storage):
             self.open(disk).close()
         except StorageError as error:
             yield f"{disk.label}: {_reason(error.__cause__ or error)}"
+
+    def in_use(self, disk: Disk, /) -> Iterator[str]:
+        if disk.path is not None and stat.S_ISREG(os.stat(disk.path).st_mode):
+            yield from writers.file_writers(os.fspath(disk.path))
 
     def create(self, disk: Disk, size: int, /, *, overwrite: bool) -> FileWriter:
         path = disk_path(disk)

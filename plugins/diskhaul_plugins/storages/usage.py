@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,33 +19,33 @@ from diskhaul.mounts import mount_of, mounts, unescaped
 
 def device_users(device: int) -> Iterator[str]:
     """Say who uses the block device with the number `device` (``st_rdev``), or one of its partitions, one phrase each."""
-    family = {device, *_partitions(device)}
+    family = {device, *partitions(device)}
     numbers = {f"{os.major(number)}:{os.minor(number)}" for number in family}
     for mount in mounts():
         # A btrfs mount has an anonymous number: its source tells.
-        if mount.device in numbers or (mount.source.startswith("/dev/") and _block_number(mount.source) in family):
+        if mount.device in numbers or (mount.source.startswith("/dev/") and block_number(mount.source) in family):
             yield f"is mounted on {mount.point}"
-    for name, number in _swaps():
+    for name, number in swaps():
         if number in family:
             yield f"is swap space ({name})"
     for number in sorted(family):
-        for holder in _listed(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders"):
+        for holder in listed(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders"):
             yield f"is part of {holder}"
-    for loop, backing in _loops():
-        if _block_number(backing) in family:
+    for loop, backing in loops():
+        if block_number(backing) in family:
             yield f"backs /dev/{loop}"
 
 
 def file_users(descriptor: int) -> Iterator[str]:
     """Say who uses the regular file behind `descriptor`, one phrase each."""
     status = os.fstat(descriptor)
-    for loop, backing in _loops():
+    for loop, backing in loops():
         try:
             if os.path.samestat(os.stat(backing), status):
                 yield f"is attached to /dev/{loop}"
         except OSError:
             continue  # deleted, or in another mount namespace
-    for name, _ in _swaps():
+    for name, _ in swaps():
         try:
             if os.path.samestat(os.stat(name), status):
                 yield "is a swap file"
@@ -58,38 +59,52 @@ def open_elsewhere(descriptor: int, path: str) -> bool:
     The kernel grants a write lease only while there is no other (fcntl(2), F_SETLEASE); it is given back at once.
     False where the filesystem has no leases, or where they mean something else (network filesystems).
     """
+    return lease(descriptor, path, fcntl.F_WRLCK) is False
+
+
+def lease(descriptor: int, path: str, kind: int) -> bool | None:
+    """Whether the kernel grants a lease on the file behind `descriptor`, which is given back at once. None: no telling.
+
+    Args:
+        kind: F_WRLCK is granted while nobody else has the file open, F_RDLCK while nobody can write to it (`descriptor` must be
+            read-only then).
+    """
+    mount = mount_of(path)
+    if mount is None or mount.kind.startswith(("nfs", "cifs", "smb", "fuse")):
+        return None  # leases mean something else there
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        # Who opens the file at just this moment breaks the lease: its signal must be one that is ignored, which SIGIO is not.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
     except OSError as error:
-        mount = mount_of(path)
-        elsewhere = mount is not None and mount.kind.startswith(("nfs", "cifs", "smb", "fuse"))
-        return error.errno == errno.EAGAIN and not elsewhere
+        return False if error.errno == errno.EAGAIN else None
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
+    return True
 
 
 def loop_backing(device: int) -> tuple[str, int] | None:
     """The file behind a loop device and the offset at which it begins there, or None when `device` is not an attached loop."""
     base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop"
-    backing = _line(f"{base}/backing_file")
+    backing = first_line(f"{base}/backing_file")
     if not backing:
         return None
     try:
-        return backing, int(_line(f"{base}/offset") or "0")
+        return backing, int(first_line(f"{base}/offset") or "0")
     except ValueError:
         return None
 
 
-def _partitions(device: int) -> Iterator[int]:
+def partitions(device: int) -> Iterator[int]:
+    """The numbers of the partitions of a block device."""
     base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    for name in _listed(base):
+    for name in listed(base):
         if os.path.exists(f"{base}/{name}/partition"):
-            major, _, minor = _line(f"{base}/{name}/dev").partition(":")
+            major, _, minor = first_line(f"{base}/{name}/dev").partition(":")
             if major.isdigit() and minor.isdigit():
                 yield os.makedev(int(major), int(minor))
 
 
-def _swaps() -> Iterator[tuple[str, int]]:
+def swaps() -> Iterator[tuple[str, int]]:
     """Swap files and devices by name, with the device number (0 for a file)."""
     try:
         lines = Path("/proc/swaps").read_bytes().split(b"\n")[1:]
@@ -98,18 +113,19 @@ def _swaps() -> Iterator[tuple[str, int]]:
     for line in lines:
         if line:
             name = unescaped(line.split(b" ")[0])
-            yield name, _block_number(name)
+            yield name, block_number(name)
 
 
-def _loops() -> Iterator[tuple[str, str]]:
-    for name in _listed("/sys/block"):
+def loops() -> Iterator[tuple[str, str]]:
+    """The attached loop devices by name, with the file or device behind each."""
+    for name in listed("/sys/block"):
         if name.startswith("loop"):
-            backing = _line(f"/sys/block/{name}/loop/backing_file")
+            backing = first_line(f"/sys/block/{name}/loop/backing_file")
             if backing:
                 yield name, backing
 
 
-def _block_number(path: str) -> int:
+def block_number(path: str) -> int:
     """The number of the block device at `path`, 0 when there is none."""
     try:
         status = os.stat(path)
@@ -118,14 +134,16 @@ def _block_number(path: str) -> int:
     return status.st_rdev if stat.S_ISBLK(status.st_mode) else 0
 
 
-def _listed(directory: str) -> list[str]:
+def listed(directory: str) -> list[str]:
+    """The names in `directory`, sorted; none where it cannot be read."""
     try:
         return sorted(os.listdir(directory))
     except OSError:
         return []
 
 
-def _line(path: str) -> str:
+def first_line(path: str) -> str:
+    """The first line of a file of the kernel's; "" where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.readline().rstrip("\n")
