@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import diskhaul_native as native
-
 from ..api import DiskWriter, ExportReader
 from ..errors import StorageError
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
-from ..formats.codec import Codec, codec_for, max_stored_length, parse_compress
+from ..formats.codec import Codec, Decoder, codec_for, max_stored_length, parse_compress
 from ..formats.corruption import CorruptError, first_difference
 from ..formats.manifest import DiskRecord
 from ..options import DirectIO
@@ -235,8 +233,9 @@ class ReadBackJob:
             if stored_digest(frame) != table.stored_digest(index):
                 raise CorruptError("the stored bytes are not those that were written (digest mismatch)")
             if self._decode:
+                decoder: Decoder = scratch.kept((self._disk.codec.name, "decoder"), self._disk.codec.decoder)
                 chunk = scratch.kept("decoded", Scratch).buffer(length)  # the other one holds the frame
-                scratch.kept((self._disk.codec.name, "decoder"), self._disk.codec.decoder).decode_into(frame, chunk)
+                decoder.decode_into(frame, chunk)
                 self._check(index, chunk)
         written = self._restore(index, chunk) if chunk is not None else 0
         self.meter.add(done=length, read=stored, written=written)
@@ -250,7 +249,7 @@ class ReadBackJob:
         if self._writer is None:
             return 0
         offset = index * self._disk.record.chunk_size
-        if native.is_zero(chunk):
+        if self._disk.table.digest(index) == zero_digest(len(chunk)):
             self._zero(offset, len(chunk))
             return 0
         count = self._write(self._writer.write, offset, chunk)

@@ -62,6 +62,8 @@ class Target:
         begin, end = _aligned_part(offset, view) if direct >= 0 and not self._refused else (0, 0)
         if begin == end:
             return self._write_cached(offset, view)
+        if begin == 0 and end == len(view):
+            return self._write_directly(direct, offset, view)
         written = self._write_cached(offset, view[:begin]) if begin else 0
         written += self._write_directly(direct, offset + begin, view[begin:end])
         return written + (self._write_cached(offset + end, view[end:]) if end < len(view) else 0)
