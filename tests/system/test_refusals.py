@@ -193,7 +193,7 @@ def test_long_sleep_without_a_shutdown_and_zeroing_timeouts_without_zeroing_are_
         *("--zeroing-timeout-fixed", "10", "--zeroing-timeout-per-mib", "1"),
     )
 
-    assert [line.partition(":")[0] for line in lines] == ["long_sleep", "zeroing_timeout_fixed_s", "zeroing_timeout_per_mib_s"]
+    assert [line.partition(":")[0] for line in lines] == ["--long-sleep", "--zeroing-timeout-fixed", "--zeroing-timeout-per-mib"]
     assert all("drop" in line for line in lines)
 
 

@@ -226,6 +226,7 @@ class TransferConformance:
         buffer[:] = pattern(256 * KIB)
         if isinstance(file, DirectStoreFile):
             file.use_direct_io("auto")
+        file.set_size(1000 * KIB)
         file.write(512 * KIB, buffer)
         if isinstance(file, DirectStoreFile):
             buffer[:] = bytes(256 * KIB)
