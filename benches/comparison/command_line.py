@@ -59,6 +59,7 @@ def _say(line: str) -> None:
 def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     """What there is to show, if anything, and whether it is incomplete because of an interruption."""
     if arguments.earlier:
+        _check_outputs(arguments)
         return report.merge([report.load(path) for path in arguments.earlier]), False
     assert arguments.work is not None
     place = Place(
@@ -74,6 +75,7 @@ def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     for line in left_out:
         _say(f"left out: {line}")
     own_directory(place.work)
+    _check_outputs(arguments)
     disk = _disk(arguments, place)
     prepare(place, taking_part, _say)
     taking_part, _ = _taking_part(arguments, place)  # names of files that are known only now
@@ -104,6 +106,13 @@ def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     finally:
         clear_output(place)
     return replace(empty, runs=runs, failed=failed), interrupted
+
+
+def _check_outputs(arguments: Arguments) -> None:
+    """Raise ComparisonError for results that could not be written: better now than after an hour."""
+    for path in (arguments.json, arguments.png):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise ComparisonError(f"{path} cannot be written")
 
 
 def _taking_part(arguments: Arguments, place: Place) -> tuple[list[Contestant], list[str]]:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import ComparisonError
+from .running import SEARCH_PATH
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -118,7 +119,7 @@ def _write_stamp(path: Path, facts: DiskFacts) -> None:
 
 
 def _check_possible(path: Path, size: int) -> None:
-    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program, path=SEARCH_PATH) is None})
     if missing:
         raise ComparisonError(f"making a disk needs programs of these packages: {', '.join(missing)}")
     if os.geteuid() != 0:
@@ -152,7 +153,8 @@ def _clear_leftovers(path: Path, image: Path, mount_point: Path) -> None:
 
 
 def _run(*argv: str, given: str | None = None) -> str:
-    finished = subprocess.run(argv, input=given, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"}
+    finished = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode:
         words = finished.stderr.strip().splitlines() or [f"status {finished.returncode}"]
         raise ComparisonError(f"{argv[0]}: {words[-1]}")

@@ -112,6 +112,7 @@ def test_who_is_not_installed_is_named_and_left_out(
     [
         (("--only", "zip"), "compare.py: --only: there is no 'zip' in the groups"),
         (("--disk", "/nowhere/disk.raw"), "compare.py: --disk: "),
+        (("--json", "/nowhere/results.json"), "compare.py: /nowhere/results.json cannot be written"),
         (("--from", "/dev/null"), "compare.py: /dev/null holds no results of this program"),
     ],
 )
