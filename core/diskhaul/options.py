@@ -58,7 +58,8 @@ class ExportOptions(PathOptions):
     """Options of an export, those of `PathOptions` included.
 
     Attributes:
-        compress: "none", "zstd:LEVEL" or "gzip:LEVEL".
+        compress: "none", "zstd:LEVEL", "zstd:adaptive" (a level that follows the slower of disk, CPU and target),
+            "zstd:adaptive:FLOOR" or "gzip:LEVEL".
         shutdown: stop the guest for the snapshots (or for the whole transfer); False exports it live.
         shutdown_timeout_s: how long a clean shutdown may take, seconds.
         long_sleep: where snapshots are impossible, keep the guest down while its disks are sent.

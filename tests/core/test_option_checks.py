@@ -50,7 +50,7 @@ def test_no_timeout_takes_what_is_no_time(name: str, value: object) -> None:
         ("shutdown_timeout_s", (0, 0.5, 120, 31622400)),
         ("zeroing_timeout_fixed_s", (None, 0, 300)),
         ("hook_timeout_s", (0.1, 60)),
-        ("compress", ("none", "zstd:1", "gzip:6")),
+        ("compress", ("none", "zstd:1", "zstd:-7", "zstd:adaptive", "zstd:adaptive:3", "gzip:6")),
         ("chunk_size", (65536, 4 << 20, 64 << 20)),
         ("threads", (0, 1, 1024)),
         ("layout", ("diskhaul", "ganeti")),
@@ -68,6 +68,7 @@ def test_good_values_are_taken(name: str, good: tuple[object, ...]) -> None:
     ("name", "bad"),
     [
         ("hook_timeout_s", (0,)),
+        ("compress", ("zstd:adaptive:", "zstd:adaptive:10", "gzip:adaptive", "none:adaptive")),
         ("compress", ("", "zstd:", "zstd:x", "zstd:1:2", "zstd:99999999999", "lz4", "gzip:0", "zstd:nan", None, 1)),
         ("chunk_size", (0, -65536, 32768, 65537, 128 << 20, 1 << 200, 65536.0, True)),
         ("threads", (-1, 1025, 1.0, True)),
@@ -96,6 +97,7 @@ def test_bad_values_are_said_in_one_line(name: str, bad: tuple[object, ...]) -> 
         ({"zero_free_space": True, "compress": "none"}, "zero_free_space: gains nothing with compress = none"),
         ({"remove_instance": True, "verify": "none"}, "remove_instance: with verify = none"),
         ({"layout": "ganeti", "compress": "zstd:1"}, "layout: ganeti holds raw disks"),
+        ({"layout": "ganeti", "compress": "zstd:adaptive"}, "layout: ganeti holds raw disks"),
     ],
 )
 def test_a_contradiction_is_a_problem(options: dict[str, Any], message: str) -> None:

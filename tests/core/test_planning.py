@@ -63,6 +63,12 @@ def test_the_estimate_follows_how_well_the_data_compresses(compress: str) -> Non
     assert estimate(MemoryDisk(text), "none").stored_bytes >= len(text)
 
 
+def test_an_adaptive_level_is_estimated_at_its_floor() -> None:
+    text = Path(__file__).read_bytes() * 400
+    for floor in (-20, 1, 9):
+        assert estimate(MemoryDisk(text), f"zstd:adaptive:{floor}") == estimate(MemoryDisk(text), f"zstd:{floor}")
+
+
 @pytest.mark.parametrize("compress", ["none", "zstd:1", "gzip:1"])
 def test_what_empty_chunks_take_is_counted(compress: str) -> None:
     """With gzip that is gigabytes for a large disk with nothing in it."""

@@ -491,13 +491,14 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(lab: Lab, unchang
     check.check()
 
 
-@pytest.mark.parametrize("compress", ["none", "zstd:1", "gzip:1"])
+@pytest.mark.parametrize("compress", ["none", "zstd:1", "zstd:-20", "zstd:adaptive:1", "gzip:1"])
 def test_a_stopped_guest_comes_back_with_every_compressor(lab: Lab, compress: str) -> None:
     lab.add_guest(disks=2)
 
     result = lab.export(compress=compress, verify="full")
 
     assert result.export is not None
+    assert result.export.compress == compress
     lab.check_bytes(result.export)
 
 

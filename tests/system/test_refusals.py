@@ -218,7 +218,9 @@ def test_a_compressor_that_the_cluster_does_not_allow_is_refused(lab: Lab) -> No
     assert lines == ["compress gzip:1: cluster lab allows zstd, none"]
 
 
-@pytest.mark.parametrize("compress", ["zstd:99", "zstd:", "lz4:1", "gzip:-1", "", "zstd:1e0"])
+@pytest.mark.parametrize(
+    "compress", ["zstd:99", "zstd:", "lz4:1", "gzip:-1", "", "zstd:1e0", "zstd:adaptive:99", "gzip:adaptive"]
+)
 def test_compressors_that_do_not_exist_are_refused(lab: Lab, compress: str) -> None:
     lab.add_guest()
 

@@ -168,7 +168,7 @@ def check_filesystem(disk: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.parametrize("compress", ["zstd:1", "none", "gzip:1"])
+@pytest.mark.parametrize("compress", ["zstd:1", "zstd:-7", "zstd:adaptive:1", "none", "gzip:1"])
 def test_a_real_disk_comes_back_with_its_holes_and_a_clean_filesystem(
     real_disk: tuple[Path, Path, Path], tmp_path: Path, compress: str
 ) -> None:
@@ -194,9 +194,17 @@ def test_a_real_disk_comes_back_with_its_holes_and_a_clean_filesystem(
     assert result.targets == {0: str(restored)}
 
 
-def test_the_stock_programs_restore_it_too(real_disk: tuple[Path, Path, Path]) -> None:
-    _, disk, path = real_disk
-    command = f"zstd -dc {path}/disk-0.raw.zst | cmp - {disk}"
+@pytest.mark.parametrize("compress", ["zstd:1", "zstd:-7", "zstd:adaptive:1", "gzip:1"])
+def test_the_stock_programs_restore_it_too(real_disk: tuple[Path, Path, Path], compress: str) -> None:
+    config, disk, path = real_disk
+    if compress != "zstd:1":
+        options = diskhaul.ExportOptions(compress=compress, long_sleep=True)
+        cluster = replace(load_cluster(config), backends={"cleanup": "none"})
+        made = diskhaul.export("web1", node="gamma", config=cluster, options=options).export
+        assert made is not None
+        path = Path(made.path)
+    program, suffix = ("gzip", "gz") if compress.startswith("gzip") else ("zstd", "zst")
+    command = f"{program} -dc {path}/disk-0.raw.{suffix} | cmp - {disk}"
     ended = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 

@@ -47,7 +47,12 @@ _OPTIONS = (
         SECONDS,
         "Further seconds for each MiB of the disks. [default: 0.05]",
     ),
-    ("--compress", "compress", str, "none, zstd:LEVEL or gzip:LEVEL. [default: zstd:1]"),
+    (
+        "--compress",
+        "compress",
+        str,
+        "none, zstd:LEVEL, zstd:adaptive[:FLOOR] (as high as disk and target leave time for) or gzip:LEVEL. [default: zstd:1]",
+    ),
     (
         "--remove-instance/--no-remove-instance",
         "remove_instance",

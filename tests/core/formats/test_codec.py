@@ -12,7 +12,7 @@ import threading
 import tracemalloc
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diskhaul.errors import RefusedError
+from diskhaul.formats.adaptive_level import CEILING
 from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
 from diskhaul.formats.codec import Codec, Compression, Decoder, codec_for, max_stored_length, parse_compress
 from diskhaul.formats.corruption import CorruptError
@@ -82,6 +83,9 @@ def trailer(codec: Codec, table: ChunkTable) -> bytes:
         ("zstd:19", Compression("zstd", 19)),
         ("zstd:-5", Compression("zstd", -5)),
         ("zstd:-131072", Compression("zstd", -131072)),
+        ("zstd:adaptive", Compression("zstd", 1, adaptive=True)),
+        ("zstd:adaptive:4", Compression("zstd", 4, adaptive=True)),
+        ("zstd:adaptive:-7", Compression("zstd", -7, adaptive=True)),
         ("gzip", Compression("gzip", 6)),
         ("gzip:9", Compression("gzip", 9)),
     ],
@@ -95,6 +99,8 @@ def test_a_compression_is_read_and_written_in_one_way(text: str, expected: Compr
     "text",
     [
         *("", "none:0", "zstd:23", "zstd:-131073", "zstd:", "zstd:1.5", "zstd:+1", "zstd:1:2", "zstd:nan", "zstd:1e99", " zstd"),
+        *("zstd:adaptive:", "zstd:adaptive:10", "zstd:adaptive:-131073", "zstd:adaptive:1:2", "zstd:1:adaptive", "zstd:Adaptive"),
+        *("gzip:adaptive", "gzip:adaptive:1", "none:adaptive", "adaptive", "zstdadaptive", ":adaptive"),
         *("gzip:0", "gzip:10", "gzip:-1", "lz4", "ZSTD", ":1", "zstd:1\n", "zstd:\u0661", "zstd:" + "9" * 5000),
     ],
 )
@@ -102,12 +108,14 @@ def test_any_other_compression_is_refused_in_one_line_that_names_what_is_allowed
     with pytest.raises(RefusedError) as caught:
         parse_compress(text)
     (problem,) = caught.value.problems
-    assert "none, zstd:LEVEL (-131072 to 22) or gzip:LEVEL (1 to 9)" in problem
+    assert "none, zstd:LEVEL (-131072 to 22), zstd:adaptive:FLOOR (-131072 to 9) or gzip:LEVEL (1 to 9)" in problem
     assert "\n" not in problem
     assert len(problem) < 300
 
 
-@pytest.mark.parametrize(("name", "level"), [("lz4", 1), ("", None), ("zstd:3", None), ("gzip", 0), ("zstd", 23)])
+@pytest.mark.parametrize(
+    ("name", "level"), [("lz4", 1), ("", None), ("zstd:3", None), ("zstd:adaptive", None), ("gzip", 0), ("zstd", 23)]
+)
 def test_an_unknown_codec_or_level_is_refused(name: str, level: int | None) -> None:
     with pytest.raises(RefusedError):
         codec_for(name, level)
@@ -116,7 +124,8 @@ def test_an_unknown_codec_or_level_is_refused(name: str, level: int | None) -> N
 def test_zstandard_is_loaded_only_by_encoders_and_decoders() -> None:
     script = (
         "import sys; from diskhaul.formats.codec import codec_for, parse_compress;"
-        "parse_compress('zstd:3'); codec_for('zstd'); assert 'zstandard' not in sys.modules"
+        "parse_compress('zstd:3'); parse_compress('zstd:adaptive').codec(); codec_for('zstd');"
+        "assert 'zstandard' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
@@ -208,10 +217,117 @@ def test_decoding_takes_no_memory_for_another_copy_of_the_chunk(name: str) -> No
     assert peak < 4 << 20
 
 
+# --- the adaptive level -----------------------------------------------------------------------------------------------
+
+
+def reach(codec: Codec, level: int) -> None:
+    """Make the codec adapt until it encodes at `level`."""
+    assert codec.adaptation is not None
+    for _ in range(10_000):
+        if codec.adaptation.level == level:
+            return
+        higher = codec.adaptation.level < level
+        codec.adaptation.observe(0.0 if higher else 1.0, 1.0 if higher else 0.0)
+    raise AssertionError(f"level {level} was never reached")
+
+
+def frames_of(codec: Codec, chunk: bytes, levels: Sequence[int]) -> list[bytes]:
+    encoder = codec.encoder()
+    frames = []
+    for level in levels:
+        reach(codec, level)
+        frames.append(bytes(encoder.encode(memoryview(chunk))))
+    return frames
+
+
+def test_only_an_adaptive_codec_wants_to_be_told_how_long_things_took() -> None:
+    assert [parse_compress(text).codec().adaptation for text in ("none", "zstd:1", "gzip:1")] == [None] * 3
+    adapting = parse_compress("zstd:adaptive:3").codec()
+    assert adapting.adaptation is not None
+    assert adapting.adaptation.level == 3
+    assert parse_compress("zstd:adaptive:3").codec().adaptation is not adapting.adaptation
+
+
+def test_an_adaptive_encoder_follows_the_level_up_and_down() -> None:
+    chunk = Path(__file__).read_bytes() * 8
+    levels = [1, 3, 8, 9, 8, 2, 1]
+    frames = frames_of(parse_compress("zstd:adaptive").codec(), chunk, levels)
+    assert frames == [bytes(codec_for("zstd", level).encoder().encode(memoryview(chunk))) for level in levels]
+    assert len({*frames}) == 5
+
+
+def test_an_adaptive_codec_has_one_zero_frame_whatever_its_level() -> None:
+    codec = parse_compress("zstd:adaptive:2").codec()
+    frame = codec.zero_frame(4 << 20)
+    reach(codec, CEILING)
+    assert codec.zero_frame(4 << 20) == frame
+    assert codec_for("zstd", 2).zero_frame(4 << 20) == frame  # what is recorded is enough to know it
+
+
+def test_a_stream_of_many_levels_is_read_like_any_other(tmp_path: Path, requires: Requires) -> None:
+    codec = parse_compress("zstd:adaptive:-5").codec()
+    chunk = Path(__file__).read_bytes()
+    levels = [-5, -1, 1, 2, 5, 9, 3]
+    frames = frames_of(codec, chunk, levels)
+    table = ChunkTable(len(levels) * len(chunk), len(chunk), encoded=True)
+    for index, frame in enumerate(frames):
+        table.set(index, chunk_digest(chunk), len(frame), stored_digest(frame))
+    stream = b"".join(frames) + trailer(codec, table)
+    assert first_damage(codec_for("zstd"), stream, table) is None
+    requires("zstd")
+    path = tmp_path / "disk-0.raw.zst"
+    path.write_bytes(stream)
+    assert subprocess.run(["zstd", "-dc", path], check=True, capture_output=True).stdout == chunk * len(levels)
+
+
+def test_encoders_of_four_threads_at_the_highest_level_stay_within_the_memory_of_a_run() -> None:
+    """In a process of its own. All at once, each with a chunk of 4 MiB that fills its tables."""
+    script = """
+import random, threading
+from diskhaul.formats.codec import parse_compress
+codec = parse_compress("zstd:adaptive").codec()
+chunks = [memoryview(random.Random(seed).randbytes(2 << 20).hex().encode()) for seed in range(4)]
+encoders = [codec.encoder() for _ in chunks]
+frames = [None] * 4
+def work(index):
+    frames[index] = encoders[index].encode(chunks[index])
+def encode_all():
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+encode_all()
+for _ in range(1000): codec.adaptation.observe(0.0, 1.0)
+encode_all()
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(codec.adaptation.level, peak)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    level, peak_kib = map(int, ended.stdout.split())
+    assert level == CEILING
+    assert peak_kib < 192 << 10
+
+
+def test_encoders_that_take_turns_share_what_encoding_takes() -> None:
+    """Twenty threads on twenty disks, of which one encodes at a time: level 19 takes 54 MiB."""
+    script = """
+from pathlib import Path
+from diskhaul.formats.codec import codec_for
+chunk = memoryview((Path(__import__("os").__file__).read_bytes() * 120)[: 4 << 20])
+codec = codec_for("zstd", 19)
+encoders = [codec.encoder() for _ in range(20)]
+assert len({bytes(encoder.encode(chunk)) for encoder in encoders}) == 1
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    assert int(ended.stdout) < 160 << 10
+
+
 # --- other programs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", [-7, 1, 19])
+@pytest.mark.parametrize("level", [-131072, -7, 1, 19])
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 10 * CHUNK + 4711])
 def test_stock_zstd_restores_checks_and_lists_a_stream(tmp_path: Path, requires: Requires, level: int, size: int) -> None:
     requires("zstd")
@@ -229,11 +345,12 @@ def test_stock_zstd_restores_checks_and_lists_a_stream(tmp_path: Path, requires:
         assert f"# Zstandard Frames: {table.count}\n# Skippable Frames: 1\n" in listing
 
 
+@pytest.mark.parametrize("level", [1, 6, 9])
 @pytest.mark.parametrize("size", [0, 1, 10 * CHUNK + 4711])
-def test_stock_gzip_restores_and_checks_a_stream(tmp_path: Path, requires: Requires, size: int) -> None:
+def test_stock_gzip_restores_and_checks_a_stream(tmp_path: Path, requires: Requires, level: int, size: int) -> None:
     requires("gzip")
     disk = disk_bytes(size)
-    codec = codec_for("gzip")
+    codec = codec_for("gzip", level)
     stream, table = encode_disk(codec, disk)
     assert len(stream) == table.stored_offsets()[-1] + len(trailer(codec, table))
     path = tmp_path / "disk-0.raw.gz"
