@@ -575,7 +575,8 @@ class DirectoryWriter(ExportWriter):
         def enter() -> int:
             with self._lock:
                 if self._open:
-                    return os.dup(self._partial)
+                    # Opened anew: btrfs lists for a descriptor what was there when it was opened.
+                    return beneath.open_below(self._partial, ".", self._partial_place)
             raise StorageError(f"{self.location}: is no longer being written", path=self.location)
 
         return DirectoryReader(self._partial_place, enter, from_medium=True)
