@@ -96,6 +96,8 @@ def test_bad_values_are_said_in_one_line(name: str, bad: tuple[object, ...]) -> 
         ({"zero_free_space": True, "compress": "none"}, "zero_free_space: gains nothing with compress = none"),
         ({"remove_instance": True, "verify": "none"}, "remove_instance: with verify = none"),
         ({"layout": "ganeti", "compress": "zstd:1"}, "layout: ganeti holds raw disks"),
+        ({"digest": "later"}, "digest: later is for disks that are not copied"),
+        ({"digest": "later", "compress": "none", "remove_instance": True}, "remove_instance: with digest = later"),
     ],
 )
 def test_a_contradiction_is_a_problem(options: dict[str, Any], message: str) -> None:
@@ -112,6 +114,8 @@ def test_a_contradiction_is_a_problem(options: dict[str, Any], message: str) -> 
         {"remove_instance": True},
         {"layout": "ganeti", "compress": "none"},
         {"verify": "none"},
+        {"digest": "later", "compress": "none"},
+        {"digest": "later", "compress": "none", "layout": "ganeti", "verify": "none"},
     ],
 )
 def test_what_fits_together_is_no_problem(options: dict[str, Any]) -> None:

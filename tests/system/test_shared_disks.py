@@ -25,8 +25,10 @@ from diskhaul.events import DiskProgress, Event, StageFinished, StageStarted
 from diskhaul.formats.manifest import DIGESTS_LATER, Manifest
 from diskhaul.operations.base import LockLevel, LockSet, RunContext
 
+from .test_killed import Killing
+
 if TYPE_CHECKING:
-    from .conftest import Lab
+    from .conftest import Lab, Unchanged
 
 INSTANCE = "web1.example.com"
 MIB = 1 << 20
@@ -56,6 +58,8 @@ class Shared:
             file.write(generator.randbytes(size // 2))
             file.seek(size - size // 8)
             file.write(generator.randbytes(size // 16))
+            file.seek(size - size % 4096)
+            file.write(generator.randbytes(size % 4096))  # in the last block, which is not full
             file.truncate(size)
         self.disks.append(path)
         self.contents.append(path.read_bytes())
@@ -123,6 +127,13 @@ def manifest_of(record: diskhaul.ExportRecord) -> Manifest:
     return Manifest.from_bytes(Path(record.path, "manifest.json").read_bytes())
 
 
+def same_blocks(first: Path, second: Path) -> bool:
+    """Whether both files are held by the same blocks, to the last byte."""
+    with open(first, "rb") as ours, open(second, "rb") as theirs:
+        size = os.fstat(ours.fileno()).st_size
+        return native.shared_blocks(ours.fileno(), theirs.fileno(), size).end == size
+
+
 def names(record: diskhaul.ExportRecord) -> list[str]:
     return sorted(os.listdir(record.path))
 
@@ -150,6 +161,7 @@ def test_an_export_shares_the_disks_blocks_is_read_once_and_is_what_a_copy_would
     record = result.export
     assert record is not None
     assert record.digests
+    assert all(same_blocks(path, Path(record.path, f"disk-{index}.raw")) for index, path in enumerate(shared.disks))
     assert (shared.verify().findings, shared.verify().recorded) == ((), ())
 
     copied = shared.export("beta")
@@ -289,11 +301,13 @@ def test_disks_of_other_subvolumes_are_shared(
 
 
 @pytest.fixture
-def guest_lab(lab: Lab) -> Lab:
-    """A lab whose node beta has its exports beside the disks."""
-    (lab.disks / "exports").mkdir(mode=0o700)
-    lab.node_settings["beta"] = {"export_dir": str(lab.disks / "exports")}
-    return lab
+def guest_lab(lab: Lab) -> Iterator[Lab]:
+    """A lab whose node beta has its exports on the disks' filesystem."""
+    exports = lab.disks.with_name(f"{lab.disks.name}-exports")
+    exports.mkdir(mode=0o700)
+    lab.node_settings["beta"] = {"export_dir": str(exports)}
+    yield lab
+    shutil.rmtree(exports)
 
 
 @pytest.mark.parametrize("shutdown", [True, False])
@@ -355,6 +369,24 @@ class NoSnapshots:
     plan = create = open = exists = remove = _never
 
 
+@pytest.mark.parametrize(("stage", "when"), [("send", "finished"), ("digest", "started"), ("publish", "started")])
+def test_an_export_that_is_killed_is_recovered(
+    guest_lab: Lab, unchanged: Callable[[Lab], Unchanged], stage: str, when: str
+) -> None:
+    guest_lab.add_guest(disks=2)
+    killing = Killing(guest_lab, unchanged)
+    assert killing.export(stage=stage, when=when, options="dict(compress='none')") is None
+    assert list(guest_lab.disks.glob(".*.snap")) == []  # what is shared needs no snapshot any more
+    exports = Path(guest_lab.node_settings["beta"]["export_dir"])
+    assert len(list(exports.glob("*/.*.partial"))) == 1
+    killing.check_listed()
+    killing.recover()
+    assert list(exports.glob("*/.*.partial")) == []
+    result = guest_lab.export(compress="none")
+    assert result.export is not None
+    guest_lab.check_bytes(result.export)
+
+
 # --- digests later ------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +414,7 @@ def test_nothing_is_read_and_the_export_says_that_it_has_no_digests(shared: Shar
     assert [(disk.root_digest, disk.chunks_file, disk.stored_root) for disk in manifest.disks] == [("", "", "")] * 2
     assert [disk.data_bytes + disk.zero_bytes for disk in manifest.disks] == [SIZE, MIB]
     assert names(record) == ["disk-0.raw", "disk-1.raw", "manifest.json"]
+    assert all(same_blocks(path, Path(record.path, f"disk-{index}.raw")) for index, path in enumerate(shared.disks))
     assert [Path(record.path, f"disk-{index}.raw").read_bytes() for index in range(2)] == shared.contents
 
 

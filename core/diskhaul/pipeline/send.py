@@ -214,7 +214,8 @@ class SendJob:
                 self._file.append(trailer)
             self.stored_bytes = self._appender.written + sum(len(part) for part in trailer)
         else:
-            self._file.set_size(self._source.size)  # zeros at the end have not been written
+            if self.sharing.shared is Shared.NO:  # else it has its size, and setting that again would unshare the last block
+                self._file.set_size(self._source.size)  # zeros at the end have not been written
             self.stored_bytes = self._source.size
         self._file.finish()
         self._when_sent()
