@@ -23,6 +23,7 @@ SOURCES = [
     "zero_range.c",
     "copy_range.c",
     "clone.c",
+    "shared_blocks.c",
 ]
 HEADERS = ["dh_core.h", "internal.h", "zero_scan_kernel.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]

@@ -419,6 +419,29 @@ class DirectStoreFile(StoreFile, Protocol):
         ...
 
 
+@runtime_checkable
+class CloneStoreFile(StoreFile, Protocol):
+    """A `StoreFile` that can be made of another file's blocks, where both lie on one filesystem with reflinks.
+
+    Files need not have this. A raw disk in a regular file is then not copied, whatever its size. Nothing is taken on trust: the
+    blocks of both files are compared through their descriptors, and where that does not tell, the bytes are.
+    """
+
+    def clone_from(self, descriptor: int, size: int, /) -> bool:
+        """Have this file, in which nothing was written, share all blocks of the open regular file `descriptor`, of `size` bytes.
+
+        False, and nothing has changed, where that cannot be.
+
+        Raises:
+            StorageError: it can be, and failed (no room for metadata), or the other file is no longer `size` bytes large.
+        """
+        ...
+
+    def fileno(self) -> int:
+        """This file's descriptor, until `finish`."""
+        ...
+
+
 class StoreReader(Protocol):
     """A file of an export that is read back. Also a `DiskReader`; ``fileno()`` where it has one."""
 
@@ -493,6 +516,25 @@ class ExportStore(Protocol):
     def direct_io_problem(self) -> str | None:
         """Why files here cannot be written past the page cache, in one line, or None when they can. Leaves nothing behind."""
         return "this store knows no direct I/O"
+
+    def shares_blocks(self, instance: str, descriptor: int, /) -> bool:
+        """Whether files of exports of `instance` can share the blocks of the open file `descriptor` (`CloneStoreFile`).
+
+        Leaves nothing behind. A store that says so has `amend` as well.
+        """
+        return False
+
+    def amend(self, instance: str, export_id: str, files: Mapping[str, Sequence[Buffer]], manifest: bytes, /) -> object:
+        """Add `files` (the parts of each by its plain name) to a published export, and replace its manifest.
+
+        First the files, durably; those that an earlier call left, which was interrupted, are replaced. Then the manifest,
+        atomically and durably. Interrupted anywhere, the export has the one manifest or the other; beside the old one, at the
+        most, some of `files`, and parts of them and of the manifest named ``.NAME.tmp``. The caller has the export to itself.
+
+        Raises:
+            StorageError: it could not be done; the export is as it was, or both manifests are as good.
+        """
+        raise StorageError("this store cannot change a published export", path=f"{instance}@{export_id}")
 
     def free_bytes(self) -> int | None:
         """Room for new exports, or None when there is no telling."""

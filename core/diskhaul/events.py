@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted(Event):
-    """A stage begins: "locks", "prerequisites", "pre hooks", "stop", "snapshot", "start", "send", "verify", "publish", ..."""
+    """A stage begins: "locks", "prerequisites", "pre hooks", "stop", "snapshot", "start", "send", "digest", "verify", ..."""
 
     kind: ClassVar[str] = "stage-started"
     stage: str
@@ -60,7 +60,7 @@ class DiskProgress(Event):
 
     Attributes:
         disk: index.
-        activity: "send", "verify" or "restore".
+        activity: "send", "digest", "verify" or "restore".
         total: size of the disk.
         done: bytes dealt with, zeros and holes included.
         read: bytes read from the disk (or from the store).

@@ -14,6 +14,7 @@ from .options import (
     MAX_TIMEOUT_S,
     MIN_CHUNK_SIZE,
     MIN_MEMORY,
+    DigestTime,
     DirectIO,
     ExportOptions,
     ImportOptions,
@@ -67,6 +68,12 @@ def _contradictions(options: ExportOptions, wrong: Collection[str]) -> list[str]
         problems.append(
             "remove_instance: with verify = none the only copy would be one that nobody has read; use verify = stored"
         )
+    if sound("digest", "compress") and options.digest == "later" and _method(options.compress) != "none":
+        problems.append(
+            f"digest: later is for disks that are not copied, so not with compress = {options.compress}; use compress = none"
+        )
+    if sound("remove_instance", "digest") and options.remove_instance and options.digest == "later":
+        problems.append("remove_instance: with digest = later the only copy would be one that nobody has read; use digest = now")
     if sound("layout", "compress") and options.layout == "ganeti" and _method(options.compress) != "none":
         problems.append(f"layout: ganeti holds raw disks, so compress = {options.compress} cannot be used; use compress = none")
     return problems
@@ -195,6 +202,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "ignore_remove_failures": _switch,
     "layout": _one_of(*get_args(Layout)),
     "verify": _one_of(*get_args(VerifyMode)),
+    "digest": _one_of(*get_args(DigestTime)),
     "chunk_size": _chunk_size,
     "threads": _whole(0, MAX_THREADS, least_means="one per CPU"),
     "read_ahead": _whole(0, MAX_READ_AHEAD),

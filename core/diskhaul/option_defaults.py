@@ -22,9 +22,9 @@ def with_profile(cluster: Cluster, profile: Profile) -> Cluster:
 def export_options(cluster: Cluster, *, profile: Profile | None = None, **given: Any) -> ExportOptions:
     """Return the options of an export: `given` over `profile` over ``cluster.defaults`` over those of `ExportOptions`.
 
-    A given value of None means "not given". A default that only has a meaning with a shutdown is dropped when the call asks for
-    none. Otherwise values are taken as they are; whether they make sense together is for the operation to say. Options of
-    backends in the profile are no options of the export: `with_profile` has a cluster with them.
+    A given value of None means "not given". A default that only has a meaning with a shutdown, or without compression, is
+    dropped when the call asks for the opposite. Otherwise values are taken as they are; whether they make sense together is for
+    the operation to say. Options of backends in the profile are no options of the export: `with_profile` has a cluster with them.
 
     Raises:
         ConfigurationError: ``cluster.defaults`` names an option that does not exist.
@@ -42,6 +42,8 @@ def export_options(cluster: Cluster, *, profile: Profile | None = None, **given:
         defaults |= profile.export
     if asked.get("shutdown") is False:
         defaults.pop("long_sleep", None)
+    if asked.get("compress", "none") != "none":
+        defaults.pop("digest", None)
     return ExportOptions(**(defaults | asked))
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 VerifyMode = Literal["stored", "full", "none"]
 Layout = Literal["diskhaul", "ganeti"]
+DigestTime = Literal["now", "later"]
 DirectIO = Literal["auto", "always", "never"]
 IOPriority = Literal["normal", "low", "idle"]
 Aim = Literal["fastest", "smallest", "least-cpu"]
@@ -71,6 +72,9 @@ class ExportOptions(PathOptions):
         layout: "diskhaul" or "ganeti".
         verify: before old exports go, read back what was stored ("stored"), decode it too ("full"), or neither ("none":
             then nothing that the export supersedes is removed).
+        digest: when digests are made of a raw disk that shares its blocks with the export instead of being copied: "now", by
+            reading it, or "later", by the next `verify` of the export. Until then nothing that the export supersedes is removed
+            by this run. A disk that is copied gets its digests now in any case.
         chunk_size: bytes per chunk, a power of two from 64 KiB to 64 MiB.
         lock_timeout_s: how long to wait for locks, seconds.
         hook_timeout_s: limit for one hook script, seconds.
@@ -90,6 +94,7 @@ class ExportOptions(PathOptions):
     ignore_remove_failures: bool = False
     layout: Layout = "diskhaul"
     verify: VerifyMode = "stored"
+    digest: DigestTime = "now"
     chunk_size: int = DEFAULT_CHUNK_SIZE
     lock_timeout_s: float = 3600.0
     hook_timeout_s: float = 60.0

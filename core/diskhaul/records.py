@@ -27,7 +27,8 @@ class ExportRecord:
         created: UTC.
         layout: "diskhaul" or "ganeti".
         disk_bytes: sizes of its disks together.
-        stored_bytes: what it takes up, as the manifest counts it.
+        stored_bytes: what it takes up, as the manifest counts it; blocks shared with other files included.
+        digests: every disk has digests. False after an export with ``digest = "later"``, until it has been verified.
         problem: why it is not valid, or "".
     """
 
@@ -43,6 +44,7 @@ class ExportRecord:
     disk_count: int = 0
     disk_bytes: int = 0
     stored_bytes: int = 0
+    digests: bool = True
     problem: str = ""
 
     @property
@@ -52,9 +54,9 @@ class ExportRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDisk:
-    """One disk of a plan. `data_bytes` is what has to be read; `stored_bytes` an estimate from samples of it.
+    """One disk of a plan. `data_bytes` is what it holds; `stored_bytes` an estimate of what will be written, from samples of it.
 
-    `snapshot` is the backend that will be used, "" for none.
+    `snapshot` is the backend that will be used, "" for none. `shared`: the export will share the disk's blocks, not copy them.
     """
 
     index: int
@@ -64,6 +66,7 @@ class PlannedDisk:
     hole_bytes: int
     stored_bytes: int
     snapshot: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskResult:
-    """What became of one disk. `error` is "" when it was sent (or restored) and checked."""
+    """What became of one disk. `error` is "" when it was sent (or restored) and checked.
+
+    `bytes_shared` of an exported disk are its own blocks, shared with the export instead of copied. `root_digest` is "" where the
+    digests are left to `verify`.
+    """
 
     index: int
     label: str
@@ -102,6 +109,7 @@ class DiskResult:
     bytes_read: int = 0
     bytes_skipped: int = 0
     bytes_written: int = 0
+    bytes_shared: int = 0
     data_bytes: int = 0
     zero_bytes: int = 0
     free_bytes: int = 0
@@ -194,13 +202,15 @@ class VerifyResult:
     """What `verify` found: `findings` is empty when every byte of every export in `checked` is as it was written.
 
     Attributes:
+        recorded: those of `checked` that had no digests: they were read, and their digests made and recorded.
         unreachable: nodes that did not answer, with the reason.
-        skipped: exports that could not be verified, since somebody else holds them.
+        skipped: exports that could not be verified, or whose digests could not be recorded, since somebody else holds them.
     """
 
     checked: tuple[ExportRecord, ...]
     findings: tuple[Finding, ...] = ()
     bytes_checked: int = 0
+    recorded: tuple[ExportRecord, ...] = ()
     unreachable: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 

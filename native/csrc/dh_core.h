@@ -189,6 +189,17 @@ int dh_copy_range(int source_fd, int target_fd, int64_t offset, int64_t length, 
  */
 int dh_clone(int source_fd, int target_fd, int64_t source_offset, int64_t length, int64_t target_offset);
 
+/* ---- what two files share (shared_blocks.c) ---- */
+
+/*
+ * Whether the first `size` bytes of both files are held by the very same blocks, by the filesystem's own maps; holes, and blocks that
+ * were allocated and never written, are zeros on both sides. What is still in the cache is written first, so a file that was written to
+ * since it was cloned has other blocks. 1: they are; 0: they are not from `*position` on. -EXDEV: on different filesystems.
+ * -EOPNOTSUPP: no telling: not XFS or btrfs, or at `*position` a map that does not say where the bytes are (compressed or inline
+ * extents). `*data` is how many of the bytes before `*position` are in blocks.
+ */
+int dh_shared_blocks(int first_fd, int second_fd, int64_t size, int64_t *position, int64_t *data);
+
 /* cdef end */
 
 #endif

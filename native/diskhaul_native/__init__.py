@@ -1,5 +1,5 @@
 """The C core of diskhaul and its Python face: zero scan, whole reads and writes, direct I/O, the page cache, extents, sparse
-copies, zeroing, reflinks.
+copies, zeroing, reflinks, and what files share.
 
 Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the
 same functions in plain Python, for tests; it is never used in place of the C core, which must be built.
@@ -29,6 +29,7 @@ try:
         read_into,
         read_scan,
         set_io_priority,
+        shared_blocks,
         start_writeback,
         sum_words,
         wait_writeback,
@@ -40,13 +41,14 @@ except ModuleNotFoundError as error:
     if error.name != f"{__name__}._core":
         raise
     raise ImportError("the C core of diskhaul_native is not built: run 'make', or install the package with pip") from error
-from .ranges import CopyResult
+from .ranges import CopyResult, SharedBlocks
 
 __all__ = [
     "BEST_KERNEL",
     "KERNELS",
     "CopyResult",
     "NativeIOError",
+    "SharedBlocks",
     "address_of",
     "aligned_buffer",
     "block_device_size",
@@ -63,6 +65,7 @@ __all__ = [
     "read_into",
     "read_scan",
     "set_io_priority",
+    "shared_blocks",
     "start_writeback",
     "sum_words",
     "wait_writeback",

@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING
 
 from ._core import ffi, lib
 from .errors import NativeIOError, io_error
-from .ranges import ZERO_METHODS, CopyResult, check_block_size, check_needed, check_range, io_level_number, zero_method_number
+from .ranges import (
+    ZERO_METHODS,
+    CopyResult,
+    SharedBlocks,
+    check_block_size,
+    check_needed,
+    check_range,
+    io_level_number,
+    zero_method_number,
+)
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -237,6 +246,23 @@ def clone(
     result = lib.dh_clone(source_fd, target_fd, source_offset, length, target_offset)
     if result < 0:
         raise io_error(-result, "cloning", target_fd, name=name, offset=target_offset)
+
+
+def shared_blocks(first_fd: int, second_fd: int, size: int, *, name: str = "") -> SharedBlocks:
+    """Up to where the first `size` bytes of two files are held by the very same blocks: all of them when ``end == size``.
+
+    The filesystem's maps (FIEMAP) are compared; what is still in the cache is written first, so a file that was written to
+    since it was cloned has other blocks. Holes and blocks that were never written are zeros on both sides. Raises
+    NativeIOError: EOPNOTSUPP where there is no telling (neither XFS nor btrfs, an XFS realtime file; at the error's offset:
+    compressed, inline and other extents whose map does not say where their bytes are), EXDEV between filesystems, ENODATA for
+    a file of less than `size` bytes.
+    """
+    check_range(0, size)
+    position, data = ffi.new("int64_t *"), ffi.new("int64_t *")
+    result = lib.dh_shared_blocks(first_fd, second_fd, size, position, data)
+    if result < 0:
+        raise io_error(-result, "comparing blocks", first_fd, name=name, offset=position[0])
+    return SharedBlocks(position[0], data[0])
 
 
 def fsync(fd: int, *, name: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the result of a copy: what the C face and the reference share besides errors."""
+"""Checks of arguments, and results: what the C face and the reference share besides errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class CopyResult(NamedTuple):
 
     read: int
     written: int
+
+
+class SharedBlocks(NamedTuple):
+    """What `shared_blocks` found: up to where (bytes) two files are the same blocks, and how much of that is data, not holes."""
+
+    end: int
+    data: int
 
 
 def check_range(offset: int, length: int) -> None:

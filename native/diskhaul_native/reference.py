@@ -16,6 +16,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .errors import NativeIOError, io_error
@@ -23,6 +24,7 @@ from .ranges import (
     IO_LEVELS,
     ZERO_METHODS,
     CopyResult,
+    SharedBlocks,
     check_block_size,
     check_needed,
     check_range,
@@ -41,6 +43,14 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 FICLONE = 0x40049409
 FICLONERANGE = 0x4020940D
+FS_IOC_FIEMAP = 0xC020660B
+FS_IOC_FSGETXATTR = 0x801C581F
+BTRFS_IOC_FS_INFO = 0x8400941F
+FIEMAP_FLAG_SYNC = 0x1
+FIEMAP_EXTENT_UNTOLD = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
+FIEMAP_EXTENT_UNWRITTEN = 0x800
+FS_XFLAG_REALTIME = 0x1
+XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC = 0x58465342, 0x9123683E
 BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
 BLKZEROOUT = 0x127F
@@ -58,6 +68,7 @@ LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 LIBC.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+LIBC.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 LIBC.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 
 
@@ -314,6 +325,82 @@ def clone(
     except OSError as error:
         code = errno.EOPNOTSUPP if error.errno in (errno.ENOTTY, errno.ENOSYS) else error.errno or errno.EIO
         raise io_error(code, "cloning", target_fd, name=name, offset=target_offset) from None
+
+
+def shared_blocks(first_fd: int, second_fd: int, size: int, *, name: str = "") -> SharedBlocks:
+    """See diskhaul_native.shared_blocks."""
+    check_range(0, size)
+    both = (first_fd, second_fd)
+    position = data = 0
+    try:
+        statuses = [os.fstat(fd) for fd in both]
+        if not all(stat.S_ISREG(status.st_mode) for status in statuses):
+            raise OSError(errno.EOPNOTSUPP, "")
+        shorter = min(status.st_size for status in statuses)
+        if shorter < size:
+            position = shorter
+            raise OSError(errno.ENODATA, "")
+        kinds = [_filesystem_kind(fd) for fd in both]
+        spaces = [_address_space(fd, kinds[0]) for fd in both] if kinds[0] == kinds[1] else kinds
+        if spaces[0] != spaces[1]:
+            raise OSError(errno.EXDEV, "")
+        maps = [_extent_map(fd, size) for fd in both]
+        bounds = sorted({0, size, *(place for found in maps for extent in found for place in extent[:2] if place < size)})
+        for position, following in pairwise(bounds):
+            ours, theirs = (_block_at(found, position) for found in maps)
+            if ours != theirs:
+                return SharedBlocks(position, data)
+            data += 0 if ours is None else following - position
+    except OSError as error:
+        code = errno.EOPNOTSUPP if error.errno in {*UNSUPPORTED, errno.EBADR} else error.errno or errno.EIO
+        raise io_error(code, "comparing blocks", first_fd, name=name, offset=position) from None
+    return SharedBlocks(size, data)
+
+
+def _filesystem_kind(fd: int) -> int:
+    """`f_type` of statfs."""
+    answer = ctypes.create_string_buffer(256)
+    if LIBC.fstatfs(fd, answer) != 0:
+        raise OSError(ctypes.get_errno(), "")
+    return int(struct.unpack_from("l", answer)[0])
+
+
+def _address_space(fd: int, kind: int) -> object:
+    """What the physical offsets of the file's extents are offsets in; raises EOPNOTSUPP where nobody knows."""
+    if kind == XFS_SUPER_MAGIC:
+        (flags,) = struct.unpack_from("I", fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28)))
+        if not flags & FS_XFLAG_REALTIME:
+            return os.fstat(fd).st_dev
+    elif kind == BTRFS_SUPER_MAGIC:
+        return fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, bytes(1024))[16:32]
+    raise OSError(errno.EOPNOTSUPP, "")
+
+
+def _extent_map(fd: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Start, end, physical offset and flags of all extents that begin before `size`."""
+    found: list[tuple[int, int, int, int]] = []
+    start = 0
+    while start < size:
+        answer = bytearray(struct.pack("QQIIII", start, size - start, FIEMAP_FLAG_SYNC, 0, 64, 0) + bytes(64 * 56))
+        fcntl.ioctl(fd, FS_IOC_FIEMAP, answer)
+        count = struct.unpack_from("QQII", answer)[3]
+        for number in range(count):
+            logical, physical, length, _, _, flags = struct.unpack_from("QQQQQI", answer, 32 + 56 * number)
+            found.append((logical, logical + length, physical, flags))
+        if count < 64:
+            break
+        start = found[-1][1]
+    return found
+
+
+def _block_at(extents: list[tuple[int, int, int, int]], position: int) -> int | None:
+    """Where on the device the byte at `position` lies, None for zeros; raises EOPNOTSUPP where the map does not tell."""
+    for start, end, physical, flags in extents:
+        if start <= position < end:
+            if flags & FIEMAP_EXTENT_UNTOLD:
+                raise OSError(errno.EOPNOTSUPP, "")
+            return None if flags & FIEMAP_EXTENT_UNWRITTEN else physical + position - start
+    return None
 
 
 def fsync(fd: int, *, name: str = "") -> None:

@@ -32,6 +32,7 @@ EXPORT_FLAGS = [
     "--chunk-size",
     "--verify",
     "--profile",
+    "--digest",
     *PATH_FLAGS,
 ]
 HEAVY = (

@@ -115,6 +115,20 @@ def test_an_export_says_where_it_is_what_was_read_skipped_and_written_and_how_lo
     ]
 
 
+def test_an_export_that_shares_its_disks_blocks_says_so_and_what_it_has_no_digests_of() -> None:
+    disk = DiskResult(index=0, label="disk 0", size=10 * GIB, bytes_skipped=10 * GIB, bytes_shared=2 * GIB, zero_bytes=8 * GIB)
+    result = replace(RESULT, export=replace(RECORD, digests=False), disks=(disk,), removed=())
+    assert words(render.export_text(result))[3:8] == [
+        "read 0 B of 10.0 GiB",
+        "skipped 10.0 GiB not read; 8.0 GiB of zeros not stored",
+        "shared 2.0 GiB with the disks: not copied",
+        "written 0 B",
+        "digests not yet: diskhaul verify web1.example.com@20260131T130500Z-1a2b3c4d",
+    ]
+    read = replace(result, export=RECORD, disks=(replace(disk, bytes_read=2 * GIB),), timings={"send": 1.0, "digest": 3.0})
+    assert "read 2.0 GiB of 10.0 GiB in 4.0 s (512.0 MiB/s)" in words(render.export_text(read))
+
+
 def test_an_export_that_never_stopped_the_guest_says_so_and_several_disks_are_a_table() -> None:
     second = DiskResult(index=1, label="disk 1", size=GIB, bytes_read=GIB, bytes_written=GIB)
     result = replace(RESULT, timings={}, consistency="crash", disks=(*RESULT.disks, second))
@@ -149,6 +163,18 @@ def test_a_plan_shows_downtime_amounts_disks_room_and_numbered_steps() -> None:
     ]
 
 
+def test_a_plan_says_what_need_not_be_copied_and_counts_what_will_be_read() -> None:
+    disks = (replace(PLAN.disks[0], shared=True, stored_bytes=0), PLAN.disks[1])
+    now = words(render.plan_text(replace(PLAN, disks=disks)))
+    assert now[3:6] == [
+        "to read 3.0 GiB of 11.0 GiB",
+        "to share 2.0 GiB, which need not be copied",
+        "to write about 1.0 GiB (11.0 to 1)",
+    ]
+    later = words(render.plan_text(replace(PLAN, disks=disks, options={"digest": "later"})))
+    assert later[3] == "to read 1.0 GiB of 11.0 GiB"
+
+
 def test_an_import_says_where_each_disk_is() -> None:
     result = ImportResult(
         run_id="run",
@@ -178,6 +204,12 @@ def test_a_list_shows_each_export_and_what_is_wrong_with_it() -> None:
     assert render.list_text(ListResult(exports=())) == "No exports."
     unreachable = ListResult(exports=(), unreachable=("beta is offline",))
     assert render.list_text(unreachable) == "No exports on the nodes that answered."
+    later = replace(RECORD, digests=False)
+    assert words(render.list_text(ListResult(exports=(later,))))[1].endswith(" 512.0 MiB valid; digests: not yet")
+    assert "digests" not in render.details_text(RECORD, {})
+    assert words(render.details_text(later, {}))[-1] == (
+        "digests not yet: diskhaul verify web1.example.com@20260131T130500Z-1a2b3c4d"
+    )
 
 
 def test_details_show_the_whole_manifest_by_key_path() -> None:
@@ -194,6 +226,11 @@ def test_a_verification_names_disk_and_offset_of_each_finding_and_counts() -> No
         "Checked 2 exports, 1.0 GiB: 1 export damaged.",
     ]
     assert render.verify_text(replace(result, findings=())) == "Checked 2 exports, 1.0 GiB: no damage found."
+    recorded = VerifyResult(checked=(RECORD,), recorded=(RECORD,), bytes_checked=GIB)
+    assert words(render.verify_text(recorded)) == [
+        "Recorded the digests of web1.example.com@20260131T130500Z-1a2b3c4d on beta; there had been none to compare with.",
+        "Checked 1 export, 1.0 GiB: no damage found.",
+    ]
     assert render.verify_text(VerifyResult(checked=())) == "Checked 0 exports, 0 B: nothing to check."
 
 

@@ -98,6 +98,8 @@ def test_bad_values_are_said_in_one_line(name: str, bad: tuple[object, ...]) -> 
         ({"remove_instance": True, "verify": "none"}, "remove_instance: with verify = none"),
         ({"layout": "ganeti", "compress": "zstd:1"}, "layout: ganeti holds raw disks"),
         ({"layout": "ganeti", "compress": "zstd:adaptive"}, "layout: ganeti holds raw disks"),
+        ({"digest": "later"}, "digest: later is for disks that are not copied"),
+        ({"digest": "later", "compress": "none", "remove_instance": True}, "remove_instance: with digest = later"),
     ],
 )
 def test_a_contradiction_is_a_problem(options: dict[str, Any], message: str) -> None:
@@ -114,6 +116,8 @@ def test_a_contradiction_is_a_problem(options: dict[str, Any], message: str) -> 
         {"remove_instance": True},
         {"layout": "ganeti", "compress": "none"},
         {"verify": "none"},
+        {"digest": "later", "compress": "none"},
+        {"digest": "later", "compress": "none", "layout": "ganeti", "verify": "none"},
     ],
 )
 def test_what_fits_together_is_no_problem(options: dict[str, Any]) -> None:

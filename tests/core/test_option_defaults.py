@@ -26,6 +26,14 @@ def test_false_and_zero_are_given_and_none_is_not() -> None:
     assert (options.shutdown, options.shutdown_timeout_s, options.zero_fill) == (False, 0.0, None)
 
 
+def test_a_default_that_has_no_meaning_with_what_is_given_is_dropped() -> None:
+    defaults = cluster(compress="none", digest="later", long_sleep=True)
+    assert export_options(defaults) == ExportOptions(compress="none", digest="later", long_sleep=True)
+    assert export_options(defaults, compress="zstd:3") == ExportOptions(compress="zstd:3", long_sleep=True)
+    assert export_options(defaults, shutdown=False) == ExportOptions(compress="none", digest="later", shutdown=False)
+    assert export_options(defaults, compress="zstd:3", digest="later").digest == "later"  # refused later on
+
+
 def test_every_default_that_does_not_exist_is_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
         export_options(cluster(compres="none", shutdwn=False))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from ..errors import RefusedError
-from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
+from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, DigestTime
 from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds, parse_size
@@ -72,6 +72,12 @@ _OPTIONS = (
         "verify",
         click.Choice(("stored", "full", "none")),
         "Read back what was stored, decode it too, or neither (then no superseded export is removed). [default: stored]",
+    ),
+    (
+        "--digest",
+        "digest",
+        click.Choice(get_args(DigestTime)),
+        "Read raw disks that are not copied, but share their blocks, now, or leave that to verify. [default: now]",
     ),
 )
 _METAVARS = {"--zero-fill": "BACKEND", "--compress": "C", "--chunk-size": "SIZE"}

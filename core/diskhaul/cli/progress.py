@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 5.0
-_ACTIVITIES = {"send": "sending", "verify": "verifying", "restore": "restoring"}
+_ACTIVITIES = {"send": "sending", "verify": "verifying", "digest": "digesting", "restore": "restoring"}
 
 
 def reporter(*, quiet: bool, bars: bool, stream: TextIO | None = None) -> Reporter:

@@ -40,14 +40,18 @@ def export_text(result: ExportResult) -> str:
     if result.export is None:
         return f"{plan_text(result.plan)}\n\nDry run: nothing was changed."
     read = sum(disk.bytes_read for disk in result.disks)
+    shared = sum(disk.bytes_shared for disk in result.disks)
+    seconds = result.timings.get("send", 0.0) + result.timings.get("digest", 0.0)
     written = sum(disk.bytes_written for disk in result.disks)
     size = sum(disk.size for disk in result.disks)
     rows: list[tuple[str, object]] = [
         ("export", result.export.path),
         ("id", f"{result.export.instance}@{result.export.export_id}"),
-        ("read", _speed(f"{iec(read)} of {iec(size)}", read, result.timings.get("send", 0.0))),
+        ("read", _speed(f"{iec(read)} of {iec(size)}", read, seconds)),
         ("skipped", _skipped(result.disks)),
+        *([("shared", f"{iec(shared)} with the disks: not copied")] if shared else []),
         ("written", _with_ratio(size, written)),
+        *_digest_rows(result.export),
         ("consistency", _CONSISTENCY.get(result.consistency, result.consistency)),
         ("guest down", duration(result.timings["shutdown"]) if "shutdown" in result.timings else "not at all"),
         *(("removed", f"{_place(record)} (superseded)") for record in result.removed),
@@ -80,13 +84,16 @@ def import_text(result: ImportResult) -> str:
 def plan_text(plan: Plan) -> str:
     """Say what would happen, for how long the guest would be down, and how much would be read and written."""
     target = f" to {escape(plan.target.name)}" if plan.target is not None else ""
-    data = sum(disk.data_bytes for disk in plan.disks)
+    unread = plan.options.get("digest") == "later"
+    data = sum(disk.data_bytes for disk in plan.disks if not (disk.shared and unread))
+    shared = sum(disk.data_bytes for disk in plan.disks if disk.shared)
     stored = sum(disk.stored_bytes for disk in plan.disks)
     size = sum(disk.size for disk in plan.disks)
     rows: list[tuple[str, object]] = [
         ("guest", "running" if plan.running else "not running"),
         ("downtime", _DOWNTIME[plan.downtime]),
         ("to read", f"{iec(data)} of {iec(size)}" if plan.disks else ""),
+        *([("to share", f"{iec(shared)}, which need not be copied")] if shared else []),
         ("to write", f"about {_with_ratio(size, stored)}" if plan.disks else ""),
         ("room", iec(plan.free_bytes) if plan.free_bytes is not None else "unknown"),
         *(("supersedes", _place(record)) for record in plan.supersedes),
@@ -127,7 +134,7 @@ def list_text(result: ListResult) -> str:
             record.disk_count,
             iec(record.disk_bytes),
             iec(record.stored_bytes),
-            record.problem or "valid",
+            record.problem or ("valid" if record.digests else "valid; digests: not yet"),
         )
         for record in result.exports
     ]
@@ -149,6 +156,7 @@ def details_text(record: ExportRecord, manifest: Mapping[str, Any]) -> str:
         ("disks", f"{record.disk_count}, {iec(record.disk_bytes)}"),
         ("stored", _with_ratio(record.disk_bytes, record.stored_bytes)),
         ("state", record.problem or "valid"),
+        *_digest_rows(record),
     ]
     parts = [f"{escape(record.instance)}@{escape(record.export_id)}", facts(rows)]
     if manifest:
@@ -163,6 +171,7 @@ def verify_text(result: VerifyResult) -> str:
     verdict = f"{count(len(damaged), 'export')} damaged" if damaged else "no damage found"
     if not result.checked and not damaged:
         verdict = "nothing to check"
+    parts += [f"Recorded the digests of {_place(record)}; there had been none to compare with." for record in result.recorded]
     parts.append(f"Checked {count(len(result.checked), 'export')}, {iec(result.bytes_checked)}: {verdict}.")
     return "\n".join(parts)
 
@@ -184,6 +193,10 @@ def recover_text(result: RecoverResult) -> str:
     return "\n".join(escape(line) for line in result.done) or "Nothing to recover."
 
 
+def _digest_rows(record: ExportRecord) -> list[tuple[str, object]]:
+    return [] if record.digests else [("digests", f"not yet: diskhaul verify {record.instance}@{record.export_id}")]
+
+
 def _place(record: ExportRecord) -> str:
     return escape(f"{record.instance}@{record.export_id} on {record.node}")
 
@@ -193,7 +206,7 @@ def _indented(text: str) -> str:
 
 
 def _speed(text: str, size: int, seconds: float) -> str:
-    return f"{text} in {duration(seconds)} ({iec(size / seconds)}/s)" if seconds > 0 else text
+    return f"{text} in {duration(seconds)} ({iec(size / seconds)}/s)" if size and seconds > 0 else text
 
 
 def _with_ratio(whole: int, part: int) -> str:

@@ -28,7 +28,9 @@ from .corruption import CorruptError
 from .export_id import is_export_id, is_run_id, run_of, short_run_id
 
 FORMAT_VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+DIGESTS_LATER = "digests-later"
+"""The feature of exports of which some disk has no digests yet: whoever does not know it would look for a chunk table."""
+KNOWN_FEATURES: frozenset[str] = frozenset({DIGESTS_LATER})
 """Features that this version can read when a manifest requires them. A feature that old versions would get wrong goes here."""
 
 MANIFEST_NAME = "manifest.json"
@@ -52,6 +54,16 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
+def chunks_name(index: int) -> str:
+    """The name of a disk's chunk table."""
+    return f"disk-{index}.chunks"
+
+
+def being_written(name: str) -> str:
+    """The name under which a file of a published export is written anew."""
+    return f".{name}.tmp"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRecord:
     """One disk of an export. Sizes are bytes.
@@ -65,8 +77,8 @@ class DiskRecord:
         compress: for example "zstd:1"; goes with `format`.
         stored_size: size of the data file; of a raw one, holes included.
         chunk_size, chunk_count: as in its chunk table.
-        chunks_file: the chunk table, always ``disk-N.chunks``.
-        root_digest, stored_root: of the chunk table; `stored_root` is "" for raw data.
+        chunks_file: the chunk table, always ``disk-N.chunks``; "" while there are no digests.
+        root_digest, stored_root: of the chunk table; `stored_root` is "" for raw data, both while there are no digests.
         data_bytes, zero_bytes, free_bytes: what the disk consists of; together its size.
         consistency: "stopped", "filesystem" or "crash".
     """
@@ -88,6 +100,11 @@ class DiskRecord:
     zero_bytes: int
     free_bytes: int
     consistency: str
+
+    @property
+    def has_digests(self) -> bool:
+        """False while nothing says what its bytes must be (`DIGESTS_LATER`)."""
+        return self.root_digest != ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +141,11 @@ class Manifest:
     disks: tuple[DiskRecord, ...] = ()
     other_files: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether every disk has."""
+        return all(disk.has_digests for disk in self.disks)
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored, read back before it is returned.
@@ -484,7 +506,7 @@ def _disk_record(fields: _Fields) -> DiskRecord:
         chunk_size=fields.integer("chunk_size"),
         chunk_count=fields.integer("chunk_count"),
         chunks_file=fields.text("chunks_file"),
-        root_digest=fields.digest("root_digest"),
+        root_digest=fields.digest("root_digest", may_be_empty=True),
         stored_root=fields.digest("stored_root", may_be_empty=True),
         data_bytes=fields.integer("data_bytes"),
         zero_bytes=fields.integer("zero_bytes"),
@@ -502,7 +524,9 @@ def _check_disks(manifest: Manifest) -> None:
             problem = f"file {_shown(disk.file)} belongs to another disk, too"
         if problem is not None:
             raise CorruptError(f"manifest: disks.{position}: {problem}")
-        files |= {disk.file, disk.chunks_file}
+        files |= {disk.file, disk.chunks_file} - {""}
+    if manifest.has_digests == (DIGESTS_LATER in manifest.required_features):
+        raise CorruptError(f"manifest: required_features: {DIGESTS_LATER} does not go with the disks' digests")
 
 
 def _disk_problem(position: int, disk: DiskRecord, layout: str) -> str | None:
@@ -521,7 +545,12 @@ def _disk_problem(position: int, disk: DiskRecord, layout: str) -> str | None:
             return f"file name {_shown(disk.file)} is not allowed"
     elif disk.file != f"disk-{position}.{disk.format}":
         return f"file name {_shown(disk.file)} is not allowed"
-    if disk.chunks_file != f"disk-{position}.chunks":
+    if not disk.has_digests:
+        if codec.encoded:
+            return "root_digest is missing"
+        if disk.chunks_file:
+            return "chunks_file is given without a root_digest"
+    elif disk.chunks_file != chunks_name(position):
         return f"file name {_shown(disk.chunks_file)} is not allowed"
     if not is_effective_chunk_size(disk.size, disk.chunk_size):
         return f"chunk size {disk.chunk_size} is not allowed for a disk of {disk.size} bytes"

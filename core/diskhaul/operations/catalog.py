@@ -14,7 +14,7 @@ from ..errors import DiskhaulError, RefusedError, UnknownNameError, UnreachableN
 from ..formats.chunk_table import ChunkTable
 from ..formats.corruption import CorruptError
 from ..formats.export_id import created_at, is_export_id
-from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ..formats.manifest import MANIFEST_NAME, Manifest, being_written, chunks_name, read_manifest
 from ..host import PluginHost
 from ..model import Node
 from ..names import check_text, expand_name, name_problem
@@ -184,6 +184,7 @@ def record_of(manifest: Manifest, *, node: str, store: str, path: str) -> Export
         disk_count=len(manifest.disks),
         disk_bytes=sum(disk.size for disk in manifest.disks),
         stored_bytes=sum(disk.stored_size if disk.stored_root else disk.data_bytes for disk in manifest.disks),
+        digests=manifest.has_digests,
     )
 
 
@@ -208,24 +209,31 @@ def check_identity(manifest: Manifest, record: ExportRecord) -> None:
 
 
 def check_files(reader: ExportReader, manifest: Manifest) -> None:
-    """Raise `CorruptError` unless the export holds exactly what its manifest lists, each file in its size."""
-    expected = {MANIFEST_NAME, *manifest.other_files}
-    for disk in manifest.disks:
-        expected |= {disk.file, disk.chunks_file}
+    """Raise `CorruptError` unless the export holds exactly what its manifest lists, each file in its size.
+
+    Where digests have yet to be recorded, what an interrupted recording left does not count: the next one replaces it.
+    """
+    sizes = {disk.file: disk.stored_size for disk in manifest.disks}
+    sizes |= {
+        disk.chunks_file: ChunkTable.stored_size(disk.chunk_count, encoded=disk.stored_root != "")
+        for disk in manifest.disks
+        if disk.has_digests
+    }
+    expected = {MANIFEST_NAME, *manifest.other_files, *sizes}
+    unrecorded = {chunks_name(disk.index) for disk in manifest.disks if not disk.has_digests}
+    ignored = {*unrecorded, *(being_written(name) for name in (MANIFEST_NAME, *unrecorded) if unrecorded)}
     present = set(reader.names())
     if missing := sorted(expected - present):
         raise CorruptError(f"{', '.join(missing)} missing")
-    if extra := sorted(present - expected):
+    if extra := sorted(present - expected - ignored):
         raise CorruptError(f"{', '.join(ascii(name) for name in extra[:5])} does not belong to it")
-    for disk in manifest.disks:
-        table_size = ChunkTable.stored_size(disk.chunk_count, encoded=disk.stored_root != "")
-        for name, size in ((disk.file, disk.stored_size), (disk.chunks_file, table_size)):
-            file = reader.open(name)
-            try:
-                if file.size != size:
-                    raise CorruptError(f"{name} has {file.size} bytes instead of {size}", file=name)
-            finally:
-                file.close()
+    for name, size in sizes.items():
+        file = reader.open(name)
+        try:
+            if file.size != size:
+                raise CorruptError(f"{name} has {file.size} bytes instead of {size}", file=name)
+        finally:
+            file.close()
 
 
 def check_other_file(reader: ExportReader, manifest: Manifest, name: str) -> None:

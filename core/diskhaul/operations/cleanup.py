@@ -29,8 +29,11 @@ CLEANUP_LOCK_S = 60.0
 def clean_up(operation: Operation[Any], new: ExportRecord, *, read_back: bool) -> tuple[tuple[ExportRecord, ...], list[str]]:
     """Remove what `new` supersedes; return what was removed, and what is left to be done, one line each.
 
-    Nothing is removed unless the new export was read back, and is still there.
+    Nothing is removed unless the new export has digests, was read back, and is still there.
     """
+    if not new.digests:
+        operation.feedback.warn("earlier exports are kept, since the new one has no digests yet (digest = later): verify it")
+        return (), []
     if not read_back:
         operation.feedback.warn("earlier exports are kept, since the new one was not read back (verify = none)")
         return (), []

@@ -51,6 +51,7 @@ class ExportOperation(Operation[ExportResult]):
         self.snapshot_backends: dict[int, tuple[str, Snapshots]] = {}
         self.snapshot_reasons: tuple[str, ...] = ()
         self.zero_fills: dict[int, tuple[str, ZeroFill]] = {}
+        self.shared: frozenset[int] = frozenset()
         self.running = self.owed_start = False
         self.instance: Instance
         self.source: Node
@@ -149,6 +150,7 @@ class ExportOperation(Operation[ExportResult]):
             problems += problems_from("clean-up", self._cleanup_problems)
             if problems:
                 raise RefusedError(problems)
+            self.shared = self._shared_disks(sources)
             self.plan = self._make_plan(sources, free)
         finally:
             for source in sources.values():
@@ -238,6 +240,16 @@ class ExportOperation(Operation[ExportResult]):
             return None
         problems += found
         return free
+
+    def _shared_disks(self, sources: Mapping[int, Source]) -> frozenset[int]:
+        """Disks that need not be copied, since the export can share their blocks. What counts is found out when they are sent."""
+        if parse_compress(self.options.compress).name != "none":
+            return frozenset()
+        descriptors = {index: found for index, source in sources.items() if (found := source.whole_file()) is not None}
+        try:
+            return on_node(self.host, self.target, _shared_disks, self.instance.name, descriptors)
+        except Exception:  # a store that cannot say so gets copies
+            return frozenset()
 
     def _snapshot_problems(self) -> list[str]:
         """Choose a snapshot backend for every disk of a running guest; say why the export cannot go on without."""
@@ -334,6 +346,11 @@ class ExportOperation(Operation[ExportResult]):
         return self.running and not self.options.remove_instance and len(self.snapshot_backends) == len(disks)
 
     @property
+    def leaves_digests(self) -> bool:
+        """True when some disk will have no digests until the export is verified."""
+        return bool(self.shared) and self.options.digest == "later"
+
+    @property
     def downtime(self) -> Downtime:
         """For how long the guest will be down."""
         if not self.running or not self.options.shutdown:
@@ -357,8 +374,9 @@ class ExportOperation(Operation[ExportResult]):
                     size=estimate.size,
                     data_bytes=estimate.data_bytes,
                     hole_bytes=estimate.hole_bytes,
-                    stored_bytes=estimate.stored_bytes,
+                    stored_bytes=estimate.stored_bytes - (estimate.data_bytes if disk.index in self.shared else 0),
                     snapshot=self.snapshot_backends[disk.index][0] if self.uses_snapshots else "",
+                    shared=disk.index in self.shared,
                 )
             )
         if unreadable:
@@ -394,15 +412,25 @@ class ExportOperation(Operation[ExportResult]):
             steps.append(f"snapshot its disks ({backends})")
             if options.shutdown:
                 steps.append(f"start {name} again")
-        steps.append(f"send {len(self.instance.disks)} disk(s) to {self.target.name}, compress {options.compress}")
+        copied = len(self.instance.disks) - len(self.shared)
+        if self.shared:
+            steps.append(
+                f"share the blocks of {len(self.shared)} disk(s) with the export on {self.target.name}: nothing is copied"
+            )
+        if copied:
+            steps.append(f"send {copied} disk(s) to {self.target.name}, compress {options.compress}")
         if self.downtime == "transfer" and not options.remove_instance:
             steps.append(f"start {name} again")
-        if options.verify != "none":
+        if self.shared and not self.leaves_digests:
+            steps.append("read what is shared, and make its digests")
+        if options.verify != "none" and copied:
             steps.append("read back what was stored" + (" and decode it" if options.verify == "full" else ""))
         steps.append("publish the export")
         if options.remove_instance:
             steps.append(f"remove {name}")
-        if options.verify == "none":
+        if self.leaves_digests:
+            steps.append("keep earlier exports, since the new one has no digests until it is verified")
+        elif options.verify == "none":
             steps.append("keep earlier exports, since the new one is not read back")
         else:
             steps.append(f"clean up superseded exports ({self.cluster.backends.get('cleanup', 'others')})")
@@ -410,7 +438,7 @@ class ExportOperation(Operation[ExportResult]):
 
     def _expected_cleanup(self) -> tuple[ExportRecord, ...]:
         """What the clean-up policy would choose now, for the plan; the choice that counts is made after the export."""
-        if self.options.verify == "none":
+        if self.options.verify == "none" or self.leaves_digests:
             return ()
         from .cleanup import choose_superseded
         from .new_export import imagined_record
@@ -509,6 +537,11 @@ def _store_facts(store: ExportStore, instance: str, direct: bool) -> tuple[list[
     if direct and not problems and (problem := _direct_io_problem(store)):
         problems.append(f"direct_io = always: {problem}; use direct_io = auto")
     return problems, store.free_bytes()
+
+
+def _shared_disks(store: ExportStore, instance: str, descriptors: Mapping[int, int]) -> frozenset[int]:
+    asked = getattr(store, "shares_blocks", None)
+    return frozenset(index for index, descriptor in descriptors.items() if callable(asked) and asked(instance, descriptor))
 
 
 def _direct_io_problem(store: ExportStore) -> str | None:

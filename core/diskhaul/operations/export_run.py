@@ -34,6 +34,7 @@ class ExportRun:
             self._export.send(self._disks)
             self._disks.guest_may_run()
             self._disks.give_back()
+            self._export.make_digests()
             self._export.write_chunk_tables()
             records = self._export.records(self._disks)
             self._export.read_back(records)
@@ -73,7 +74,8 @@ class ExportRun:
         try:
             if self._task.options.remove_instance:
                 self._remove_instance()
-            removed, incomplete = clean_up(self._task.operation, export, read_back=self._task.options.verify != "none")
+            read_back = self._task.options.verify != "none"
+            removed, incomplete = clean_up(self._task.operation, export, read_back=read_back)
             self._state.incomplete += incomplete
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             self._state.incomplete.append(f"after the export was published: {type(error).__name__}: {error}")

@@ -13,11 +13,12 @@ from ..errors import InvalidHookResultError
 from ..formats.chunk_table import effective_chunk_size
 from ..formats.codec import codec_for, parse_compress
 from ..formats.export_id import new_export_id
-from ..formats.manifest import DiskRecord, Manifest, instance_record
+from ..formats.manifest import DIGESTS_LATER, DiskRecord, Manifest, chunks_name, instance_record
 from ..model import Disk
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
 from ..pipeline.send import SendJob
+from ..pipeline.sharing import Shared
 from ..pipeline.source import Source, close_sources
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, worker_count
 from ..records import DiskResult, ExportRecord
@@ -26,13 +27,17 @@ from .deadlines import PluginHangsError, within
 from .export_disks import ExportDisks
 from .export_task import ExportTask
 from .run_state import RunState, UndoStep
+from .shared_disks import make_digests, share_disk
 
 T = TypeVar("T")
 _PIECES_AHEAD = 2  # per thread: how far the threads may run ahead of what has been written in order
 
 
 class NewExport:
-    """One export on its way into its store. Use once: `begin`, `send`, `write_chunk_tables`, `read_back`, `publish`."""
+    """One export on its way into its store. Use once.
+
+    In this order: `begin`, `send`, `make_digests`, `write_chunk_tables`, `read_back`, `publish`.
+    """
 
     def __init__(self, task: ExportTask, state: RunState) -> None:
         context = task.operation.context
@@ -45,11 +50,11 @@ class NewExport:
         self._compression = parse_compress(task.options.compress)
         self._codec = codec_for(self._compression.name, self._compression.level)
         self._jobs: list[SendJob] = []
+        self._made: dict[int, SendJob] = {}  # by disk: jobs that read what had been stored without being read
         self._begun: ExportWriter | None = None
         self._note = 0
         self._aborting: UndoStep | None = None
         self._publishing = self._call_left_behind = False
-        self.results: tuple[DiskResult, ...] = ()
 
     @property
     def _writer(self) -> ExportWriter:
@@ -111,7 +116,7 @@ class NewExport:
     # --- the data ---------------------------------------------------------------------------------------------------
 
     def send(self, disks: ExportDisks) -> None:
-        """Send all disks, in parallel. `results` says how far each came, also after a failure.
+        """Send all disks, in parallel: copied, or where that can be, with their blocks shared.
 
         Raises:
             DiskhaulError: of the first disk that failed; the state's part names all of them.
@@ -139,7 +144,6 @@ class NewExport:
             stalled = error
             raise
         finally:
-            self.results = tuple(self._result(disk) for disk in self._instance.disks)
             close_sources(sources, stalled)
         self._state.part = ""
 
@@ -159,6 +163,7 @@ class NewExport:
             window=window,
             when_sent=lambda: disks.sent(disk, source),
             check_early=self._options.verify == "stored" and not disks.guest_waits,
+            share=None if self._codec.encoded else partial(share_disk, self._task, disk),
         )
 
     def _create(self, name: str, disk_size: int) -> StoreFile:
@@ -181,31 +186,51 @@ class NewExport:
             disk, error = failed[0]
             raise as_diskhaul_error(error, disk.label) from error
 
+    @property
+    def results(self) -> tuple[DiskResult, ...]:
+        """What became of each disk so far, also after a failure."""
+        return tuple(self._result(disk) for disk in self._instance.disks)
+
     def _result(self, disk: Disk) -> DiskResult:
         """What became of one disk, as far as its job came."""
         if disk.index >= len(self._jobs):
             return DiskResult(index=disk.index, label=disk.label, error="not sent")
-        job = self._jobs[disk.index]
+        job, made, digested = self._jobs[disk.index], self._made.get(disk.index), self._digested(disk.index)
+        counted, read = made or job, job.meter.read + (made.meter.read if made is not None else 0)
         return DiskResult(
             index=disk.index,
             label=disk.label,
             size=job.table.disk_size,
-            bytes_read=job.meter.read,
-            bytes_skipped=job.meter.done - job.meter.read,
+            bytes_read=read,
+            bytes_skipped=job.meter.done - read,
             bytes_written=job.stored_bytes if self._codec.encoded and job.stored_bytes else job.meter.written,
-            data_bytes=job.data_bytes,
-            zero_bytes=job.zero_bytes,
-            free_bytes=job.free_bytes,
-            root_digest=job.table.root_digest() if job.sent else "",
-            seconds=job.seconds,
+            bytes_shared=0 if job.sharing.shared is Shared.NO else counted.data_bytes,
+            data_bytes=counted.data_bytes,
+            zero_bytes=counted.zero_bytes,
+            free_bytes=counted.free_bytes,
+            root_digest=digested.table.root_digest() if digested is not None else "",
+            seconds=job.seconds + (made.seconds if made is not None else 0.0),
             error="" if job.sent and job.error is None else str(job.error or "not sent: the export was stopped"),
         )
 
+    def _digested(self, index: int) -> SendJob | None:
+        """The job that has the digests of a disk; None when nobody has read it."""
+        job = self._jobs[index]
+        if job.sharing.shared is Shared.PROVEN:
+            return self._made.get(index)
+        return job if job.sent else None
+
+    def make_digests(self) -> None:
+        """Make the digests of disks that share their blocks with the export, or leave that to `verify`, as was asked."""
+        stored = [(disk, self._file_name(disk), job) for disk, job in zip(self._instance.disks, self._jobs, strict=True)]
+        self._made = make_digests(self._task, self._state, stored, lambda: self._bounded("read", self._writer.reader))
+
     def write_chunk_tables(self) -> None:
-        """Write the digests of all disks, which have been sent."""
+        """Write the digests that have been made."""
         with self._state.part_named("export finalization"):
-            for index, job in enumerate(self._jobs):
-                self._bounded("write", partial(self._write_file, f"disk-{index}.chunks", tuple(job.table.parts())))
+            for index in range(len(self._jobs)):
+                if (job := self._digested(index)) is not None:
+                    self._bounded("write", partial(self._write_file, chunks_name(index), tuple(job.table.parts())))
 
     def _write_file(self, name: str, parts: Sequence[Buffer]) -> None:
         file = self._writer.create(name)
@@ -214,34 +239,40 @@ class NewExport:
 
     def records(self, disks: ExportDisks) -> tuple[DiskRecord, ...]:
         """The manifest's records of all disks, which have been sent."""
-        return tuple(
-            DiskRecord(
-                index=disk.index,
-                name=disk.name,
-                uuid=disk.uuid,
-                size=job.table.disk_size,
-                file=self._file_name(disk),
-                format=self._codec.suffix.removeprefix("."),
-                compress=str(self._compression),
-                stored_size=job.stored_bytes,
-                chunk_size=job.table.chunk_size,
-                chunk_count=job.table.count,
-                chunks_file=f"disk-{disk.index}.chunks",
-                root_digest=job.table.root_digest(),
-                stored_root=job.table.stored_root(),
-                data_bytes=job.data_bytes,
-                zero_bytes=job.zero_bytes,
-                free_bytes=job.free_bytes,
-                consistency=disks.consistency,
-            )
-            for disk, job in zip(self._instance.disks, self._jobs, strict=True)
+        return tuple(self._record(disk, disks) for disk in self._instance.disks)
+
+    def _record(self, disk: Disk, disks: ExportDisks) -> DiskRecord:
+        sent, digested = self._jobs[disk.index], self._digested(disk.index)
+        job = digested or sent
+        return DiskRecord(
+            index=disk.index,
+            name=disk.name,
+            uuid=disk.uuid,
+            size=job.table.disk_size,
+            file=self._file_name(disk),
+            format=self._codec.suffix.removeprefix("."),
+            compress=str(self._compression),
+            stored_size=sent.stored_bytes,
+            chunk_size=job.table.chunk_size,
+            chunk_count=job.table.count,
+            chunks_file=chunks_name(disk.index) if digested is not None else "",
+            root_digest=job.table.root_digest() if digested is not None else "",
+            stored_root=job.table.stored_root() if digested is not None else "",
+            data_bytes=job.data_bytes,
+            zero_bytes=job.zero_bytes,
+            free_bytes=job.free_bytes,
+            consistency=disks.consistency,
         )
 
     # --- read back and publish --------------------------------------------------------------------------------------
 
     def read_back(self, records: Sequence[DiskRecord]) -> None:
-        """Read what was stored, from the medium where that can be had, and compare it with what was sent."""
-        if self._options.verify == "none":
+        """Read what was stored, from the medium where that can be had, and compare it with what was sent.
+
+        What was read from there for its digests is not read again, and what has none not at all.
+        """
+        digested = [record for record in records if record.has_digests]
+        if self._options.verify == "none" or not digested:
             return
         stored: list[StoredDisk] = []
         stalled: PipelineStalledError | None = None
@@ -249,7 +280,7 @@ class NewExport:
         try:
             with self._feedback.stage("verify", self._options.verify):
                 reader = self._bounded("read", self._writer.reader)
-                stored.extend(self._bounded("read", partial(self._open_stored, reader, record)) for record in records)
+                stored.extend(self._bounded("read", partial(self._open_stored, reader, record)) for record in digested)
                 jobs = [self._check_job(disk) for disk in stored]
                 run_jobs(
                     jobs,
@@ -263,24 +294,25 @@ class NewExport:
             raise
         finally:
             close_sources([disk.source for disk in stored], stalled)
-        for index, job in enumerate(jobs):
+        for record, job in zip(digested, jobs, strict=True):
             if job.error is not None:
-                self._state.part = f"verification: disk(s) {index}"
-                raise as_diskhaul_error(job.error, f"disk {index} as stored") from job.error
+                self._state.part = f"verification: disk(s) {record.index}"
+                raise as_diskhaul_error(job.error, f"disk {record.index} as stored") from job.error
         self._state.part = ""
 
     def _open_stored(self, reader: ExportReader, record: DiskRecord) -> StoredDisk:
         return open_stored_disk(reader, record, direct_io=self._options.direct_io)
 
     def _check_job(self, disk: StoredDisk) -> ReadBackJob:
-        meter = Meter(disk.record.index, "verify", disk.record.size, self._feedback.emit)
+        index = disk.record.index
+        meter = Meter(index, "verify", disk.record.size, self._feedback.emit)
         return ReadBackJob(
             disk,
             writer=None,
             decode=self._options.verify == "full",
             stop_at_first=True,
             meter=meter,
-            checked=self._jobs[disk.record.index].checked,
+            checked=self._jobs[index].checked if index not in self._made else b"\1" * disk.table.count,
         )
 
     def publish(self, records: tuple[DiskRecord, ...], disks: ExportDisks) -> ExportRecord:
@@ -317,6 +349,7 @@ class NewExport:
             options={"compress": str(self._compression), "shutdown": self._options.shutdown, "verify": self._options.verify},
             consistency=disks.consistency,
             layout=self._options.layout,
+            required_features=() if all(record.has_digests for record in records) else (DIGESTS_LATER,),
             disks=records,
             other_files=others,
             timings=dict(self._feedback.timings),

@@ -40,6 +40,7 @@ from .catalog import (
 from .exports import CatalogOperation, damage, is_export_path, open_by_path
 from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
+from .record_digests import open_without_digests
 from .recover import owes_start
 
 _INCOMPLETE = "what was written is marked incomplete"
@@ -79,16 +80,13 @@ class _Checked:
 
 
 class _Unchecked:
-    """A raw dump that Ganeti wrote: there is nothing to check it against."""
+    """A raw disk without digests: there is nothing to check it against."""
 
-    def __init__(self, reader: ExportReader, dump: GanetiDump, direct_io: DirectIO) -> None:
-        self._source = Source(reader.open(dump.file), f"{reader.location}/{dump.file}", direct_io=direct_io)
-        self.size = self._source.size
-        self.data_bytes = self._source.size
+    def __init__(self, source: Source, data_bytes: int) -> None:
+        self._source = source
+        self.size = source.size
+        self.data_bytes = data_bytes
         self.chunk_size = DEFAULT_CHUNK_SIZE
-        if size_mib(self.size) < dump.size_mib:  # it may be larger: volumes are made of whole extents
-            self.close()
-            raise CorruptError(f"{dump.file} was cut: it has {self.size} bytes, the disk {dump.size_mib} MiB")
 
     def direct_io_problem(self) -> str | None:
         return self._source.direct_io_problem()
@@ -98,6 +96,20 @@ class _Unchecked:
 
     def close(self) -> None:
         self._source.close()
+
+
+def _open_ganeti_dump(reader: ExportReader, dump: GanetiDump, direct_io: DirectIO) -> _Unchecked:
+    source = Source(reader.open(dump.file), f"{reader.location}/{dump.file}", direct_io=direct_io)
+    if size_mib(source.size) < dump.size_mib:  # it may be larger: volumes are made of whole extents
+        source.close()
+        raise CorruptError(f"{dump.file} was cut: it has {source.size} bytes, the disk {dump.size_mib} MiB")
+    return _Unchecked(source, source.size)
+
+
+def _open_disk(reader: ExportReader, record: DiskRecord, direct_io: DirectIO) -> StoredSource:
+    if record.has_digests:
+        return _Checked(reader, record, direct_io)
+    return _Unchecked(open_without_digests(reader, record, direct_io=direct_io), record.data_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +272,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
             if not self._export_id:
                 for index, dump in enumerate(self._dumps):
                     disk, file = index, dump.file
-                    sources.append(_Unchecked(self._reader, dump, self.options.direct_io))
+                    sources.append(_open_ganeti_dump(self._reader, dump, self.options.direct_io))
             else:
                 manifest = self._manifest
                 check_files(self._reader, manifest)
@@ -269,7 +281,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
                     check_other_file(self._reader, manifest, name)
                 for record in manifest.disks:
                     disk, file = record.index, record.file
-                    sources.append(_Checked(self._reader, record, self.options.direct_io))
+                    sources.append(_open_disk(self._reader, record, self.options.direct_io))
         except (CorruptError, DiskhaulError) as error:
             for source in sources:
                 source.close()
@@ -515,6 +527,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
         warnings = list(self.feedback.warnings)
         if not self._export_id:
             warnings.append("Ganeti's own export has no digests: its bytes could not be checked")
+        elif unchecked := [str(disk.index) for disk in self._manifest.disks if not disk.has_digests]:
+            warnings.append(f"disk(s) {', '.join(unchecked)}: the export has no digests yet: their bytes could not be checked")
         return ImportResult(
             run_id=self.context.run_id,
             instance=self._instance_name,

@@ -1,33 +1,65 @@
-"""Verifying exports: every byte is read back and compared with its digests."""
+"""Verifying exports: every byte is read back and compared with its digests; where there are none yet, they are made."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..api import ExportReader, ExportStore, LockMode
-from ..errors import DiskhaulError, LockTimeoutError, RefusedError, UnknownNameError, VerificationError
+from ..errors import (
+    DiskhaulError,
+    InterruptedRunError,
+    LockTimeoutError,
+    RefusedError,
+    UnknownNameError,
+    VerificationError,
+)
 from ..feedback import Feedback
 from ..formats.corruption import CorruptError
 from ..formats.export_id import is_export_id
 from ..formats.ganeti import CONFIG_NAME as GANETI_CONFIG
-from ..formats.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ..formats.manifest import MANIFEST_NAME, DiskRecord, Manifest, read_manifest
 from ..options import DEFAULT_CHUNK_SIZE, PathOptions
+from ..pipeline.digest import digest_job
 from ..pipeline.meter import Meter
-from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
-from ..pipeline.source import close_sources
+from ..pipeline.readback import ReadBackJob, open_stored_disk
+from ..pipeline.send import SendJob
+from ..pipeline.source import Source, close_sources
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
 from ..records import ExportRecord, Finding, VerifyResult
 from .base import LockLevel, Operation, RunContext
 from .catalog import ExportName, check_files, check_identity, check_other_file, on_node, open_record, parse_export_name
 from .exports import CatalogOperation, damage, is_export_path, open_by_path, problem_of, read_record
+from .record_digests import open_without_digests, record_digests
 
 STALL_TIMEOUT_S = 600.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What reading one export found.
+
+    Attributes:
+        findings: what is wrong with it.
+        bytes_checked: stored bytes that were read.
+        manifest: what it is, or None where that cannot be read.
+        made: jobs with the digests of disks that had none, by index.
+    """
+
+    findings: Sequence[Finding]
+    bytes_checked: int = 0
+    manifest: Manifest | None = None
+    made: Mapping[int, SendJob] = field(default_factory=dict)
+
+
 class VerifyOperation(CatalogOperation[VerifyResult]):
-    """Reads exports back, every byte, and reports all that is wrong. An export being removed is left out."""
+    """Reads exports back, every byte, and reports all that is wrong. An export being removed is left out.
+
+    An export that has no digests yet is read too, and gets them. (Not one that is named by its path: nothing keeps others away
+    from it.)
+    """
 
     name = "verify"
 
@@ -49,10 +81,7 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
         if self._by_path:
             return self._verify_path(str(self._export))
         records, unreachable = self._wanted()
-        findings: list[Finding] = []
-        checked: list[ExportRecord] = []
-        skipped: list[str] = []
-        total = 0
+        tally = _Tally()
         for record in records:
             self.token.raise_if_cancelled()
             name = f"{record.instance}@{record.export_id}"
@@ -61,7 +90,7 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
             except LockTimeoutError as error:
                 if self._one:
                     raise
-                skipped.append(f"{name} was not verified: {error}")
+                tally.skipped.append(f"{name} was not verified: {error}")
                 continue
             with locked, feedback.stage("verify", name):
                 if not self._is_there(record):
@@ -69,16 +98,20 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
                         raise UnknownNameError("export", name, f"{name} was removed meanwhile")
                     feedback.warn(f"{name} was removed since it was listed")
                     continue
-                found, count = self._verify(record)
-            checked.append(record)
-            findings += found
-            total += count
+                verified = self._verify(record)
+            tally.findings += verified.findings
+            tally.bytes_checked += verified.bytes_checked
+            if verified.made and not verified.findings:
+                with feedback.stage("record", name):
+                    record = self._recorded(record, verified, tally)
+            tally.checked.append(record)
         return VerifyResult(
-            checked=tuple(checked),
-            findings=tuple(findings),
-            bytes_checked=total,
+            checked=tuple(tally.checked),
+            findings=tuple(tally.findings),
+            bytes_checked=tally.bytes_checked,
+            recorded=tuple(tally.recorded),
             unreachable=unreachable,
-            skipped=tuple(skipped),
+            skipped=tuple(tally.skipped),
         )
 
     @property
@@ -99,13 +132,20 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
             raise RefusedError(f"{path}: an export that Ganeti made holds no digests: there is nothing to verify it against")
         if MANIFEST_NAME not in names and not is_export_id(os.path.basename(reader.location)):
             raise RefusedError(f"{path}: is no export: it has no {MANIFEST_NAME}")
-        findings, count = verify_export(self, reader, None, self._threads)
         checked: tuple[ExportRecord, ...] = ()
         try:
-            checked = (read_record(reader)[0],)
+            record, manifest = read_record(reader)
+            checked = (record,)
         except VerificationError:
-            pass  # it is among the findings
-        return VerifyResult(checked=checked, findings=tuple(findings), bytes_checked=count)
+            pass  # it will be among the findings
+        else:
+            if not manifest.has_digests:
+                raise RefusedError(
+                    f"{path}: has no digests yet: 'diskhaul verify {record.instance}@{record.export_id}', with the configuration "
+                    "of its cluster, makes them"
+                )
+        verified = verify_export(self, reader, None, self._threads)
+        return VerifyResult(checked=checked, findings=tuple(verified.findings), bytes_checked=verified.bytes_checked)
 
     def _wanted(self) -> tuple[Sequence[ExportRecord], tuple[str, ...]]:
         if self._export is None:
@@ -120,22 +160,49 @@ class VerifyOperation(CatalogOperation[VerifyResult]):
             raise UnknownNameError("export", instance, f"{instance} has no export")
         return listed.exports, listed.unreachable
 
-    def _verify(self, record: ExportRecord) -> tuple[list[Finding], int]:
+    def _verify(self, record: ExportRecord) -> Verified:
         try:
             reader = open_record(self.host, self.node_of(record), record)
         except DiskhaulError as error:
-            return [Finding(path=record.path, file="", problem=str(error))], 0
+            return Verified(findings=[Finding(path=record.path, file="", problem=str(error))])
         return verify_export(self, reader, record, self._threads)
+
+    def _recorded(self, record: ExportRecord, verified: Verified, tally: _Tally) -> ExportRecord:
+        """Record the digests that were made, or say in `tally` why that cannot be; return the export's record as it is then."""
+        assert verified.manifest is not None
+        self.token.raise_if_cancelled()
+        try:
+            record_digests(self, record, verified.manifest, verified.made)
+        except CorruptError as error:
+            tally.findings.append(Finding(path=record.path, file="", problem=error.problem))
+            return record
+        except InterruptedRunError:
+            raise
+        except (DiskhaulError, OSError) as error:
+            tally.skipped.append(f"{record.instance}@{record.export_id}: its digests were made and not recorded: {error}")
+            return record
+        record = replace(record, digests=True)
+        tally.recorded.append(record)
+        return record
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been found so far, over all exports."""
+
+    checked: list[ExportRecord] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    recorded: list[ExportRecord] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    bytes_checked: int = 0
 
 
 def _export_ids(store: ExportStore, instance: str) -> Sequence[str]:
     return store.exports(instance)
 
 
-def verify_export(
-    operation: Operation[Any], reader: ExportReader, record: ExportRecord | None, threads: int
-) -> tuple[list[Finding], int]:
-    """Read one export back completely; return what is wrong and how many stored bytes were read.
+def verify_export(operation: Operation[Any], reader: ExportReader, record: ExportRecord | None, threads: int) -> Verified:
+    """Read one export back completely.
 
     Args:
         record: where the export was found, or None for one that was named by its path.
@@ -146,50 +213,61 @@ def verify_export(
         if record is not None:
             check_identity(manifest, record)
     except (CorruptError, DiskhaulError) as error:
-        return [Finding(path=path, file=MANIFEST_NAME, problem=problem_of(error))], 0
+        return Verified(findings=[Finding(path=path, file=MANIFEST_NAME, problem=problem_of(error))])
     findings = list(_file_findings(reader, manifest))
-    stored: list[StoredDisk] = []
+    sources: list[Source] = []
+    jobs: list[tuple[DiskRecord, ReadBackJob | SendJob]] = []
     stalled: PipelineStalledError | None = None
     try:
         for disk_record in manifest.disks:
             try:
-                stored.append(open_stored_disk(reader, disk_record, direct_io="auto"))
+                source, job = _open(reader, disk_record, operation)
             except (CorruptError, DiskhaulError) as error:
                 finding = damage(path, disk_record.file, error, disk=disk_record.index)
                 # That a file was cut has been found among all files, without the disk.
                 findings = [*(found for found in findings if found.problem != finding.problem), finding]
-        jobs = [_check_job(disk, operation) for disk in stored]
+            else:
+                sources.append(source)
+                jobs.append((disk_record, job))
         run_jobs(
-            jobs,
+            [job for _, job in jobs],
             PathOptions(threads=threads),
             token=operation.token,
             stall_timeout_s=STALL_TIMEOUT_S,
-            chunk_size=max((disk.record.chunk_size for disk in stored), default=DEFAULT_CHUNK_SIZE),
+            chunk_size=max((disk_record.chunk_size for disk_record, _ in jobs), default=DEFAULT_CHUNK_SIZE),
         )
     except PipelineStalledError as error:
         stalled = error
         raise
     finally:
-        close_sources([disk.source for disk in stored], stalled)
-    for disk, job in zip(stored, jobs, strict=True):
-        findings += _job_findings(path, disk, job)
-    return findings, sum(job.meter.read for job in jobs)
+        close_sources(sources, stalled)
+    for disk_record, job in jobs:
+        findings += _job_findings(path, disk_record, job)
+    return Verified(
+        findings=findings,
+        bytes_checked=sum(job.meter.read for _, job in jobs),
+        manifest=manifest,
+        made={disk_record.index: job for disk_record, job in jobs if isinstance(job, SendJob)},
+    )
 
 
-def _check_job(disk: StoredDisk, operation: Operation[Any]) -> ReadBackJob:
-    meter = Meter(disk.record.index, "verify", disk.record.size, operation.feedback.emit)
-    return ReadBackJob(disk, writer=None, decode=True, stop_at_first=False, meter=meter)
+def _open(reader: ExportReader, record: DiskRecord, operation: Operation[Any]) -> tuple[Source, ReadBackJob | SendJob]:
+    """Open a stored disk, and make the job that checks it, or, where it has no digests yet, makes them."""
+    meter = Meter(record.index, "verify", record.size, operation.feedback.emit)
+    if not record.has_digests:
+        source = open_without_digests(reader, record)
+        return source, digest_job(source, record.chunk_size, meter)
+    stored = open_stored_disk(reader, record)
+    return stored.source, ReadBackJob(stored, writer=None, decode=True, stop_at_first=False, meter=meter)
 
 
-def _job_findings(path: str, disk: StoredDisk, job: ReadBackJob) -> list[Finding]:
+def _job_findings(path: str, record: DiskRecord, job: ReadBackJob | SendJob) -> list[Finding]:
     """What reading one disk found, in the order of the disk."""
-    places = [(corrupt.offset, corrupt.problem) for corrupt in sorted(job.findings, key=lambda corrupt: corrupt.offset or 0)]
+    found = job.findings if isinstance(job, ReadBackJob) else []
+    places = [(corrupt.offset, corrupt.problem) for corrupt in sorted(found, key=lambda corrupt: corrupt.offset or 0)]
     if job.error is not None:
-        places.append((None, str(as_diskhaul_error(job.error, disk.source.label))))
-    return [
-        Finding(path=path, file=disk.record.file, disk=disk.record.index, problem=problem, offset=offset)
-        for offset, problem in places
-    ]
+        places.append((None, str(as_diskhaul_error(job.error, f"{path}/{record.file}"))))
+    return [Finding(path=path, file=record.file, disk=record.index, problem=problem, offset=offset) for offset, problem in places]
 
 
 def _file_findings(reader: ExportReader, manifest: Manifest) -> Sequence[Finding]:

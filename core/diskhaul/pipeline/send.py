@@ -15,6 +15,7 @@ from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
 from .early_check import EarlyCheck, StoredFrame
 from .meter import Meter
 from .ordered import OrderedAppender
+from .sharing import Shared, Sharing
 from .source import Source
 from .workers import Scratch
 
@@ -30,7 +31,8 @@ class SendJob:
 
     A raw file that is to be checked early (`check_early`) must have the disk's size already.
 
-    After `finish`, `table` holds the digests and the byte counts below are final.
+    After `finish`, `table` holds the digests and the byte counts below are final. Of a disk whose blocks are shared
+    (``sharing.shared`` is `Shared.PROVEN`) nothing has been read: `table` is empty, and `data_bytes` is all that is no hole.
 
     Attributes:
         error: what made it fail, or None.
@@ -39,6 +41,7 @@ class SendJob:
         checked: a byte for each chunk: 1 when what is stored for it has been read back from the medium already.
         data_bytes, zero_bytes, free_bytes: the disk by what it holds; together its size.
         stored_bytes: size of the file written (of a raw one, holes included).
+        sharing: what became of `share`.
     """
 
     def __init__(
@@ -52,16 +55,18 @@ class SendJob:
         window: int,
         when_sent: Callable[[], object],
         check_early: bool = False,
+        share: Callable[[Source, StoreFile], Sharing] | None = None,
     ) -> None:
         self.error: BaseException | None = None
         self.sent = False
         self.seconds = 0.0
         self.table = ChunkTable(source.size, chunk_size, codec.encoded)
+        self.sharing = Sharing(Shared.NO)
         self.data_bytes = self.zero_bytes = self.free_bytes = self.stored_bytes = 0
         self.meter = meter
         self._source, self._file, self._codec = source, file, codec
         self._chunk_size = chunk_size
-        self._when_sent = when_sent
+        self._when_sent, self._share = when_sent, share
         self._early = EarlyCheck(file, self.table, source.label) if check_early else None
         self._chunks_of: dict[int, int] = {}  # the chunk that a piece is the frame of, until it has been appended
         self._appender = OrderedAppender(file, window, self._appended)
@@ -69,11 +74,21 @@ class SendJob:
         self._counting = threading.Lock()
 
     def _numbered(self) -> Iterator[_Task]:
+        if self._share is not None:
+            self.sharing = self._share(self._source, self._file)
+        if self.sharing.shared is Shared.PROVEN:
+            self._count_shared()
+            return
         several = self._codec.encoded and self._source.size >= self._chunk_size
         max_run = longest_run(len(self._codec.zero_frame(self._chunk_size))) if several else MAX_RUN
         runs = chunk_runs(self._source.extents(), self._source.size, self._chunk_size, max_run)
         for number, run in enumerate(runs):
             yield _Task(number, run)
+
+    def _count_shared(self) -> None:
+        data, size = self.sharing.data_bytes, self._source.size
+        self._count(data=data, zero=size - data, free=0)
+        self.meter.add(done=size)
 
     @property
     def checked(self) -> Sequence[int]:
@@ -151,7 +166,9 @@ class SendJob:
         return frame
 
     def _write_raw(self, index: int, view: memoryview, scratch: Scratch) -> int:
-        count = self._file.write(index * self._chunk_size, view)
+        count: object = 0
+        if self.sharing.shared is Shared.NO:
+            count = self._file.write(index * self._chunk_size, view)
         if self._early is not None:
             scratch.admit(len(view))
             self._early.check_raw(index, view, scratch)
@@ -197,7 +214,8 @@ class SendJob:
                 self._file.append(trailer)
             self.stored_bytes = self._appender.written + sum(len(part) for part in trailer)
         else:
-            self._file.set_size(self._source.size)  # zeros at the end have not been written
+            if self.sharing.shared is Shared.NO:  # else it has its size, and setting that again would unshare the last block
+                self._file.set_size(self._source.size)  # zeros at the end have not been written
             self.stored_bytes = self._source.size
         self._file.finish()
         self._when_sent()

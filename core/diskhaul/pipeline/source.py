@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,13 @@ class Source:
     def is_cached(self, offset: int, length: int) -> bool:
         """Whether reading a range is known to be no more than copying it from the page cache."""
         return self._direct is not None and self._direct.cached_bytes(offset, length) >= length
+
+    def whole_file(self) -> int | None:
+        """The descriptor, where the disk is all of a regular file and nothing of it is to be left out; else None."""
+        if self._fd is None or self.free:
+            return None
+        status = os.fstat(self._fd)
+        return self._fd if stat.S_ISREG(status.st_mode) and status.st_size == self.size else None
 
     def fill(self, offset: int, view: memoryview) -> None:
         """Read the whole of `view` from `offset` on; less is an error, never zeros."""

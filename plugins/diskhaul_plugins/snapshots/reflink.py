@@ -8,11 +8,9 @@ ioctl_ficlone(2), and ``vfs_clone_file_range`` in the kernel.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
-import struct
 
 import diskhaul_native as native
 from diskhaul.api import BackendContext, Capability, Snapshot, Snapshots
@@ -20,14 +18,12 @@ from diskhaul.errors import SnapshotError
 from diskhaul.model import Disk
 from diskhaul.mounts import mount_of
 
+from ..storages.nocow import inherit_nocow
 from ..storages.raw import RawReader
 from .place import check_run_id, entry_exists, open_directory, remove_entry, split_reference
 
 NAME = "reflink"
 _MAX_NAME_BYTES = 255  # NAME_MAX
-_FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h
-_FS_IOC_SETFLAGS = 0x40086602
-_FS_NOCOW_FL = 0x00800000
 
 
 def capability() -> Capability:
@@ -55,7 +51,7 @@ class ReflinkSnapshots(Snapshots):
             # A file without a name, gone with its descriptor: the trial leaves nothing, however it ends.
             trial = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
-                _inherit_nocow(source, trial)
+                inherit_nocow(source, trial)
                 status = os.fstat(source)
                 one_block = status.st_blksize if status.st_size >= status.st_blksize else 0
                 native.clone(source, trial, length=one_block, name=path)
@@ -127,7 +123,7 @@ class ReflinkSnapshots(Snapshots):
         try:
             try:
                 os.fchmod(target, 0o600)  # whatever the umask
-                _inherit_nocow(source, target)
+                inherit_nocow(source, target)
                 native.clone(source, target, name=snapshot.reference)
                 native.fsync(target, name=snapshot.reference)
                 cloned, origin = os.fstat(target).st_size, os.fstat(source).st_size
@@ -165,23 +161,6 @@ def _open_origin(path: str) -> int:
         os.close(descriptor)
         raise SnapshotError(f"{path}: is not a regular file")
     return descriptor
-
-
-def _inherit_nocow(source: int, target: int) -> None:
-    """Give the empty `target` the "no copy on write" flag of `source`: btrfs shares blocks only between files that agree."""
-    try:
-        theirs, ours = _flags(source), _flags(target)
-        if (theirs ^ ours) & _FS_NOCOW_FL:
-            fcntl.ioctl(target, _FS_IOC_SETFLAGS, struct.pack("i", ours ^ _FS_NOCOW_FL))
-    except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):  # a filesystem without such flags
-            raise
-
-
-def _flags(descriptor: int) -> int:
-    answer = bytearray(8)  # declared as long, used as int
-    fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, answer)
-    return int(struct.unpack_from("i", answer)[0])
 
 
 def _refusal(path: str, error: OSError) -> str:

@@ -162,6 +162,14 @@ def rename_new(directory: int, old: str, new: str) -> None:
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
+def delete_file(directory: int, name: str) -> None:
+    """Delete an entry that is no directory. Nothing there, nothing done."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+
+
 def delete(directory: int, name: str, place: str) -> None:
     """Delete a directory tree by descriptors, following no link. Nothing there, nothing done."""
     mode = mode_of(directory, name)

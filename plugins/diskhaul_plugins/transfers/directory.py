@@ -19,11 +19,21 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import diskhaul_native as native
-from diskhaul.api import BackendContext, Buffer, Capability, DirectStoreFile, ExportReader, ExportStore, ExportWriter, Transfer
+from diskhaul.api import (
+    BackendContext,
+    Buffer,
+    Capability,
+    CloneStoreFile,
+    DirectStoreFile,
+    ExportReader,
+    ExportStore,
+    ExportWriter,
+    Transfer,
+)
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.formats.export_id import is_export_id, parse_partial, parse_removing, partial_name, removing_name
 from diskhaul.model import Node
@@ -34,9 +44,10 @@ from ..storages.raw import BLOCK_SIZE, RawReader, storage_error
 from . import beneath
 from .direct import DirectWrites
 from .identity import keep_identity, read_identity
+from .sharing import can_clone, clone_whole
 
 MANIFEST = "manifest.json"
-_MANIFEST_BEING_WRITTEN = ".manifest.json.tmp"
+_MANIFEST_BEING_WRITTEN = f".{MANIFEST}.tmp"
 _GANETI_CONFIG = "config.ini"
 _GANETI_CONFIG_LIMIT = 1 << 20  # bytes; what Ganeti writes is a few KiB
 _NOT_AN_INSTANCE = frozenset({"lost+found"})
@@ -121,6 +132,31 @@ class DirectoryStore(ExportStore):
             except OSError as error:
                 return f"{self._path}: {os.strerror(error.errno or 0)}"
         return None
+
+    def shares_blocks(self, instance: str, descriptor: int, /) -> bool:
+        with self._root() as root, self._instance(instance) as directory:
+            try:
+                return can_clone(descriptor, root if directory is None else directory)
+            except OSError:
+                return False  # a filesystem without reflinks, or without files that have no name: not worth a reason
+
+    def amend(self, instance: str, export_id: str, files: Mapping[str, Sequence[Buffer]], manifest: bytes, /) -> None:
+        _check_export_id(export_id)
+        _check_instance_name(instance)
+        place = self._place(instance, export_id)
+        for name in files:
+            if not beneath.is_single(name) or name in (MANIFEST, _MANIFEST_BEING_WRITTEN):
+                raise StorageError(f"{place}: {printable(name)} cannot be the name of an export's file", path=place)
+        with self._instance(instance) as directory:
+            if directory is None:
+                raise StorageError(f"{place}: does not exist", path=place)
+            export = beneath.open_below(directory, export_id, place)
+        try:
+            _amend(export, files, manifest, place)
+        except OSError as error:
+            raise storage_error("add to", place, error) from error
+        finally:
+            os.close(export)
 
     def free_bytes(self) -> int | None:
         try:
@@ -310,7 +346,7 @@ class DirectoryReader(ExportReader):
             os.close(directory)
 
 
-class DirectoryFile(DirectStoreFile):
+class DirectoryFile(DirectStoreFile, CloneStoreFile):
     """A file of an export that is being written. Thread-safe as `diskhaul.api.DirectStoreFile` says."""
 
     def __init__(self, name: str, descriptor: int, path: str) -> None:
@@ -348,6 +384,13 @@ class DirectoryFile(DirectStoreFile):
             except OSError as error:
                 if mode == "always":
                     raise self._failed("write past the page cache (direct_io = always)", error) from error
+
+    def clone_from(self, descriptor: int, size: int, /) -> bool:
+        with self._using("share blocks") as own:
+            try:
+                return clone_whole(descriptor, own, size, self._path)
+            except OSError as error:
+                raise self._failed("share the blocks of the disk", error) from error
 
     def append(self, parts: Sequence[Buffer], /) -> None:
         pending = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
@@ -532,7 +575,8 @@ class DirectoryWriter(ExportWriter):
         def enter() -> int:
             with self._lock:
                 if self._open:
-                    return os.dup(self._partial)
+                    # Opened anew: btrfs lists for a descriptor what was there when it was opened.
+                    return beneath.open_below(self._partial, ".", self._partial_place)
             raise StorageError(f"{self.location}: is no longer being written", path=self.location)
 
         return DirectoryReader(self._partial_place, enter, from_medium=True)
@@ -578,16 +622,7 @@ class DirectoryWriter(ExportWriter):
         self._when_aborted()
 
     def _write_manifest(self, manifest: bytes) -> None:
-        file = DirectoryFile(
-            _MANIFEST_BEING_WRITTEN,
-            beneath.create_file(self._partial, _MANIFEST_BEING_WRITTEN),
-            os.path.join(self._partial_place, MANIFEST),
-        )
-        try:
-            file.append([manifest])
-            file.finish()
-        finally:
-            file.close()
+        _write_whole(self._partial, _MANIFEST_BEING_WRITTEN, [manifest], self._partial_place)
         beneath.rename_new(self._partial, _MANIFEST_BEING_WRITTEN, MANIFEST)
 
     def _hide(self, failure: OSError) -> None:
@@ -635,6 +670,43 @@ def _after(parts: list[memoryview], written: int) -> list[memoryview]:
             return [part[written:], *parts[index + 1 :]]
         written -= part.nbytes
     return []
+
+
+def _write_whole(directory: int, name: str, parts: Sequence[Buffer], place: str) -> None:
+    """Make a file that was not there, durably but for its name."""
+    file = DirectoryFile(name, beneath.create_file(directory, name), os.path.join(place, name))
+    try:
+        file.append(parts)
+        file.finish()
+    finally:
+        file.close()
+
+
+def _amend(export: int, files: Mapping[str, Sequence[Buffer]], manifest: bytes, place: str) -> None:
+    """Write `files` into a published export, then replace its manifest; each by one rename, so that it is there whole or not."""
+    if not stat.S_ISREG(beneath.mode_of(export, MANIFEST) or 0):
+        raise StorageError(f"{place}: has no {MANIFEST}: not changed", path=place)
+    contents = {**files, MANIFEST: [manifest]}
+    try:
+        for name, parts in contents.items():
+            beneath.delete_file(export, _being_written(name))  # what an interrupted call left
+            _write_whole(export, _being_written(name), parts, place)
+    except BaseException as failure:
+        for name in contents:
+            try:
+                beneath.delete_file(export, _being_written(name))
+            except OSError as error:
+                failure.add_note(f"and {_being_written(name)} in {place} could not be deleted: {error.strerror}")
+        raise
+    for name in contents:
+        if name == MANIFEST:
+            os.fsync(export)  # what it speaks of has its name for good
+        os.rename(_being_written(name), name, src_dir_fd=export, dst_dir_fd=export)
+    os.fsync(export)
+
+
+def _being_written(name: str) -> str:
+    return f".{name}.tmp"
 
 
 def _retire(directory: int, name: str, export_id: str, place: str) -> None:

@@ -118,6 +118,38 @@ def refused(data: bytes) -> str:
 # --- round trips ------------------------------------------------------------------------------------------------------
 
 
+def undigested(**changes: Any) -> Manifest:
+    """A manifest whose raw disk has no digests yet."""
+    disks = (disk_record(), raw_record(root_digest="", chunks_file="", **changes))
+    return replace(MANIFEST, disks=disks, required_features=(manifests.DIGESTS_LATER,))
+
+
+def test_disks_without_digests_come_back_and_say_so() -> None:
+    manifest = Manifest.from_bytes(undigested().to_bytes())
+    assert manifest == undigested()
+    assert [disk.has_digests for disk in manifest.disks] == [True, False]
+    assert (manifest.has_digests, MANIFEST.has_digests) == (False, True)
+
+
+def test_digests_are_left_out_of_raw_disks_only_and_by_those_who_say_so() -> None:
+    with pytest.raises(ValueError, match="digests-later does not go with the disks' digests"):
+        replace(undigested(), required_features=()).to_bytes()
+    with pytest.raises(ValueError, match="digests-later does not go with the disks' digests"):
+        replace(MANIFEST, required_features=(manifests.DIGESTS_LATER,)).to_bytes()
+    with pytest.raises(ValueError, match=r"disks\.1: chunks_file is given without a root_digest"):
+        replace(undigested(), disks=(disk_record(), raw_record(root_digest=""))).to_bytes()
+    with pytest.raises(ValueError, match=r"disks\.1: file name '' is not allowed"):
+        replace(MANIFEST, disks=(disk_record(), raw_record(chunks_file=""))).to_bytes()
+    with pytest.raises(ValueError, match=r"disks\.0: root_digest is missing"):
+        replace(undigested(), disks=(disk_record(root_digest="", chunks_file="", stored_root=""), raw_record())).to_bytes()
+
+
+def test_two_disks_without_chunk_tables_have_no_file_in_common() -> None:
+    disks = tuple(raw_record(index, root_digest="", chunks_file="") for index in range(2))
+    manifest = replace(MANIFEST, disks=disks, required_features=(manifests.DIGESTS_LATER,))
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
 def test_a_manifest_comes_back_and_is_written_in_one_way() -> None:
     data = MANIFEST.to_bytes()
     assert Manifest.from_bytes(data) == MANIFEST

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from diskhaul.api import DirectStoreFile, ExportReader, ExportStore, StoreFile, Transfer
+from diskhaul.api import CloneStoreFile, DirectStoreFile, ExportReader, ExportStore, StoreFile, Transfer
 from diskhaul.errors import DiskhaulError, UnreachableNodeError
 from diskhaul.host import with_defaults
 from diskhaul.model import Node
@@ -44,6 +46,10 @@ class TransferConformance:
         @pytest.fixture
         def missing_node(self):  # one whose store is not there
             return Node(name="delta", export_dir=...)
+
+        @pytest.fixture
+        def sharable(self, tmp_path):  # where a file can be made whose blocks `node` shares; None where it never does
+            return tmp_path / "disk.raw"
     """
 
     @pytest.fixture
@@ -70,6 +76,10 @@ class TransferConformance:
     @pytest.fixture
     def missing_node(self) -> Node:
         raise NotImplementedError("define the fixture 'missing_node'")
+
+    @pytest.fixture
+    def sharable(self) -> Path | None:
+        return None
 
     @pytest.fixture
     def store(self, backend: Transfer, node: Node) -> ExportStore:
@@ -237,6 +247,69 @@ class TransferConformance:
         writer.publish(MANIFEST)
         expected = bytes(512 * KIB) + pattern(256 * KIB) + bytes(232 * KIB)
         assert content(store.open(INSTANCE, NEW), "disk-0.raw") == expected
+
+    def test_a_file_of_a_disk_s_blocks_is_the_disk_whatever_becomes_of_that(
+        self, store: ExportStore, sharable: Path | None
+    ) -> None:
+        if sharable is None:
+            return  # it need not be
+        sharable.write_bytes(pattern(1024 * KIB))
+        with sharable.open("r+b") as disk:
+            assert store.shares_blocks(INSTANCE, disk.fileno())
+            writer = store.begin(INSTANCE, NEW)
+            file = writer.create("disk-0.raw")
+            assert isinstance(file, CloneStoreFile)
+            file.set_size(1024 * KIB)
+            assert file.clone_from(disk.fileno(), 1024 * KIB)
+            assert os.fstat(file.fileno()).st_size == 1024 * KIB
+            file.finish()
+            disk.write(b"changed")
+        assert content(writer.reader(), "disk-0.raw") == pattern(1024 * KIB)
+        writer.publish(MANIFEST)
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw") == pattern(1024 * KIB)
+
+    def test_what_is_no_file_is_not_shared(self, store: ExportStore) -> None:
+        ends = os.pipe()
+        try:
+            assert not hasattr(store, "shares_blocks") or not store.shares_blocks(INSTANCE, ends[0])
+            writer = store.begin(INSTANCE, NEW)
+            file = writer.create("disk-0.raw")
+            assert not isinstance(file, CloneStoreFile) or not file.clone_from(ends[0], 4096)
+            writer.abort()
+        finally:
+            for end in ends:
+                os.close(end)
+
+    def test_a_published_export_is_added_to_again_and_again(self, store: ExportStore, sharable: Path | None) -> None:
+        if sharable is None:
+            return  # what is copied has its digests when it is published
+        make(store, OLD)
+        make(store, NEW)
+        for manifest in (b"second", b"third"):
+            store.amend(INSTANCE, NEW, {"disk-0.chunks": [b"of ", manifest], "disk-1.chunks": []}, manifest)
+            export = store.open(INSTANCE, NEW)
+            assert list(export.names()) == ["disk-0.chunks", "disk-0.raw", "disk-1.chunks", "manifest.json"]
+            assert content(export, "manifest.json") == manifest
+            assert content(export, "disk-0.chunks") == b"of " + manifest
+            assert content(export, "disk-0.raw") == b"bytes"
+        assert list(store.exports(INSTANCE)) == [OLD, NEW]
+        assert list(store.partials(INSTANCE)) == []
+        assert list(store.open(INSTANCE, OLD).names()) == ["disk-0.raw", "manifest.json"]
+
+    def test_what_is_not_there_cannot_be_added_to(self, store: ExportStore) -> None:
+        if not hasattr(store, "amend"):
+            return  # it need not be
+        make(store, OLD)
+        with pytest.raises(DiskhaulError):
+            store.amend(INSTANCE, NEW, {"disk-0.chunks": [b"x"]}, MANIFEST)
+        with pytest.raises(DiskhaulError):
+            store.amend(INSTANCE, "..", {"disk-0.chunks": [b"x"]}, MANIFEST)
+        with pytest.raises(DiskhaulError):
+            store.amend("..", OLD, {"disk-0.chunks": [b"x"]}, MANIFEST)
+        with pytest.raises(DiskhaulError):
+            store.amend(INSTANCE, OLD, {"../disk-0.chunks": [b"x"]}, MANIFEST)
+        assert list(store.exports(INSTANCE)) == [OLD]
+        assert content(store.open(INSTANCE, OLD), "manifest.json") == MANIFEST
 
     def test_exports_are_listed_oldest_first(self, store: ExportStore) -> None:
         make(store, NEW)
