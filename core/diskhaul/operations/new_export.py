@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..api import Buffer, DirectStoreFile, ExportReader, ExportStore, ExportWriter, StoreFile
 from ..errors import InvalidHookResultError
 from ..formats.chunk_table import effective_chunk_size
-from ..formats.codec import codec_for, parse_compress
+from ..formats.codec import parse_compress
 from ..formats.export_id import new_export_id
 from ..formats.manifest import DIGESTS_LATER, DiskRecord, Manifest, chunks_name, instance_record
 from ..model import Disk
@@ -48,7 +48,7 @@ class NewExport:
         self._created = datetime.now(UTC)
         self._named = (task.instance.name, new_export_id(self._created, self._run_id))
         self._compression = parse_compress(task.options.compress)
-        self._codec = codec_for(self._compression.name, self._compression.level)
+        self._codec = self._compression.codec()
         self._jobs: list[SendJob] = []
         self._made: dict[int, SendJob] = {}  # by disk: jobs that read what had been stored without being read
         self._begun: ExportWriter | None = None

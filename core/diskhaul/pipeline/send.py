@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -129,10 +130,13 @@ class SendJob:
         cached = self._source.is_cached(offset, length)
         if not cached:
             self._fill(task.run, offset, view)
-        with scratch.computing:
+        with scratch.computing as idle_s:
+            begun = time.perf_counter()
             if cached:
                 self._fill(task.run, offset, view)
             stored = self._encode(index, view, scratch)
+            if stored is not None and self._codec.adaptation is not None:
+                self._codec.adaptation.observe(time.perf_counter() - begun, idle_s)
         if stored is None:
             self._store_zero(task)
             written = 0

@@ -40,18 +40,22 @@ def worker_count(options: PathOptions, chunk_size: int) -> int:
 
 
 class Turns:
-    """Lets `count` threads in at once (``with turns:``). Made of a queue, which hands over in C: a semaphore is slow Python."""
+    """Lets `count` threads in at once: ``with turns as idle_s:``, which is for how many seconds nobody had taken the turn.
+
+    Made of a queue, which hands over in C: a semaphore is slow Python. Turns go round with the time when they were given back.
+    """
 
     def __init__(self, count: int = 1) -> None:
-        self._free: SimpleQueue[None] = SimpleQueue()
+        self._free: SimpleQueue[float] = SimpleQueue()
         for _ in range(count):
-            self._free.put(None)
+            self._free.put(time.perf_counter())
 
-    def __enter__(self) -> None:
-        self._free.get()
+    def __enter__(self) -> float:
+        since = self._free.get()
+        return time.perf_counter() - since
 
     def __exit__(self, *_: object) -> None:
-        self._free.put(None)
+        self._free.put(time.perf_counter())
 
 
 def _no_limit(length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import os
 import random
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from diskhaul.api import BackendContext, ExportReader, ExportWriter, Extent, ExtentKind
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import SnapshotError, StorageError
+from diskhaul.formats.adaptive_level import AdaptiveLevel
 from diskhaul.formats.chunk_table import chunk_digest
-from diskhaul.formats.codec import Codec, codec_for, parse_compress
+from diskhaul.formats.codec import Codec, ZstdCodec, codec_for, parse_compress
 from diskhaul.formats.corruption import CorruptError
 from diskhaul.formats.manifest import DiskRecord
 from diskhaul.model import Cluster, Node
@@ -398,3 +400,40 @@ def test_a_raw_dump_onto_a_failing_target_fails() -> None:
     run_jobs([job], PathOptions(threads=1, read_ahead=0), token=CancellationToken(), stall_timeout_s=60)
     assert isinstance(job.error, StorageError)
     assert "offset 0" in str(job.error)
+
+
+def test_the_adaptive_level_is_told_of_every_chunk_that_is_encoded_and_of_no_other() -> None:
+    told: list[tuple[float, float]] = []
+
+    class Watched(AdaptiveLevel):
+        def observe(self, work_s: float, idle_s: float) -> None:
+            told.append((work_s, idle_s))
+            super().observe(work_s, idle_s)
+
+    codec = ZstdCodec(1, Watched(1))
+    disk = MemoryDisk(os.urandom(3 * CHUNK) + bytes(2 * CHUNK) + os.urandom(CHUNK))
+    job = SendJob(
+        Source(disk, "disk 0"),
+        Discards(),
+        chunk_size=CHUNK,
+        codec=codec,
+        meter=Meter(0, "send", disk.size, lambda event: None),
+        window=8,
+        when_sent=lambda: None,
+    )
+    run_jobs([job], PathOptions(threads=2), token=CancellationToken(), stall_timeout_s=60)
+    assert job.error is None
+    assert len(told) == 4
+    assert all(work_s > 0 and idle_s >= 0 for work_s, idle_s in told)
+
+
+class Discards:
+    """A file of an export that keeps nothing."""
+
+    name = "disk-0"
+
+    def append(self, parts: Sequence[Any], /) -> None: ...
+    def write(self, offset: int, buffer: Any, /) -> None: ...
+    def set_size(self, size: int, /) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,15 @@ from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import InterruptedRunError, OperationFailedError, SnapshotError, StorageError
 from diskhaul.options import PathOptions
 from diskhaul.pipeline import workers
-from diskhaul.pipeline.workers import PipelineStalledError, Scratch, as_diskhaul_error, run_jobs, thread_count, worker_count
+from diskhaul.pipeline.workers import (
+    PipelineStalledError,
+    Scratch,
+    Turns,
+    as_diskhaul_error,
+    run_jobs,
+    thread_count,
+    worker_count,
+)
 
 END_S = 30.0
 NEVER_S = 300.0
@@ -384,3 +393,11 @@ def test_errors_of_others_become_ours_and_ours_stay() -> None:
     assert wrapped.__cause__ is error
     assert str(as_diskhaul_error(SystemExit(3), "disk 0")) == "disk 0: SystemExit: 3"
     assert str(as_diskhaul_error(KeyError(), "disk 0")) == "disk 0: KeyError: KeyError"
+
+
+def test_whoever_gets_a_turn_is_told_how_long_nobody_had_it() -> None:
+    turns = Turns(1)
+    with turns:
+        begun = time.perf_counter()
+    with turns as idle_s:
+        assert 0 <= idle_s <= time.perf_counter() - begun
