@@ -68,6 +68,7 @@ def load_cluster(path: Path | str) -> Cluster:
     document, problems = check_shape(raw)
     problems += _name_problems(raw)
     problems += _default_problems(raw)
+    problems += _keep_problems(raw)
     problems += _reference_problems(raw)
     problems += _free_form_problems(raw)
     problems += _path_problems(raw, file.parent)
@@ -117,18 +118,29 @@ def _name_problems(raw: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _keep_problems(raw: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the policy of the clean-up ``keep``, where that is used."""
+    from .retention import keep_option_problems
+
+    if _table(raw.get("backends")).get("cleanup") != "keep":
+        return []
+    options = _table(raw.get("backend_options")).get("keep", {})
+    return keep_option_problems(options) if isinstance(options, dict) else []  # that it is no table has been told
+
+
 def _default_problems(raw: Mapping[str, Any]) -> list[str]:
     from dataclasses import fields
 
-    from .option_checks import value_problem
+    from .option_checks import default_problems
 
     known = [option.name for option in fields(ExportOptions)]
-    problems: list[str] = []
-    for name, value in _table(raw.get("defaults")).items():
-        if name not in known:
-            problems.append(f"{_at('defaults', name)}: is not an export option; {suggestion(name, known)}")
-        elif problem := value_problem(name, value):
-            problems.append(f"defaults.{problem}")
+    defaults = _table(raw.get("defaults"))
+    problems = [
+        f"{_at('defaults', name)}: is not an export option; {suggestion(name, known)}" for name in defaults if name not in known
+    ]
+    problems += [
+        f"defaults.{problem}" for problem in default_problems({name: value for name, value in defaults.items() if name in known})
+    ]
 
     allowed = _table(raw.get("cluster")).get("compression", list(COMPRESSORS))
     texts = [compressor for compressor in _list(allowed) if isinstance(compressor, str)]

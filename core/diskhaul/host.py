@@ -27,6 +27,7 @@ from .errors import (
     InvalidHookResultError,
     PluginClashError,
     PluginError,
+    RefusedError,
     UnknownBackendError,
 )
 from .hookspecs import PROJECT
@@ -572,6 +573,8 @@ def _blaming(kind: type[PluginError], prefix: str, remedy: str = "") -> Iterator
         yield
     except KeyboardInterrupt:
         raise
+    except RefusedError as error:
+        raise kind([f"{prefix}: {_one_line(problem)}{remedy}" for problem in error.problems]) from error
     except BaseException as error:
         raise kind(f"{prefix}: {_error_text(error)}{remedy}") from error
 

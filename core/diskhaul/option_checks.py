@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import get_args
 
@@ -40,15 +40,25 @@ def option_problems(options: ExportOptions) -> list[str]:
         for option in fields(options)
         if (problem := value_problem(option.name, getattr(options, option.name)))
     }
-    return [*wrong.values(), *_contradictions(options, wrong)]
+    return [*wrong.values(), *_contradictions(options, _EXPORT_OPTIONS - wrong.keys())]
 
 
-def _contradictions(options: ExportOptions, wrong: Collection[str]) -> list[str]:
-    """What the options say against each other; of those in `wrong` nothing is said, since that would only be noise."""
+def default_problems(defaults: Mapping[str, object]) -> list[str]:
+    """Say everything that is wrong with export options which a configuration gives as defaults, one line each.
+
+    A contradiction counts only where both sides are given here: otherwise the options of a call may complete the defaults.
+    """
+    wrong = {name: problem for name, value in defaults.items() if (problem := value_problem(name, value))}
+    sound = {name: value for name, value in defaults.items() if name not in wrong and name in _EXPORT_OPTIONS}
+    return [*wrong.values(), *_contradictions(ExportOptions(**sound), sound.keys())]  # type: ignore[arg-type]
+
+
+def _contradictions(options: ExportOptions, judged: Collection[str]) -> list[str]:
+    """What the options named in `judged` say against each other. Values that are wrong by themselves must not be among them."""
     problems: list[str] = []
 
     def sound(*names: str) -> bool:
-        return not any(name in wrong for name in names)
+        return all(name in judged for name in names)
 
     if sound("long_sleep", "shutdown") and options.long_sleep and not options.shutdown:
         problems.append(
@@ -77,6 +87,9 @@ def _contradictions(options: ExportOptions, wrong: Collection[str]) -> list[str]
     if sound("layout", "compress") and options.layout == "ganeti" and _method(options.compress) != "none":
         problems.append(f"layout: ganeti holds raw disks, so compress = {options.compress} cannot be used; use compress = none")
     return problems
+
+
+_EXPORT_OPTIONS = frozenset(option.name for option in fields(ExportOptions))
 
 
 def import_option_problems(options: ImportOptions) -> list[str]:

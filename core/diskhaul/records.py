@@ -11,6 +11,7 @@ from typing import Literal
 from .model import Instance, Node
 from .options import Aim, Setting
 
+Downtime = Literal["none", "snapshot", "transfer"]
 Consistency = Literal["stopped", "filesystem", "crash"]
 
 
@@ -77,6 +78,8 @@ class Plan:
         operation: "export", "import", ...
         running: whether the guest runs now.
         downtime: "none", "snapshot" (until the snapshots exist) or "transfer" (until the disks are sent).
+        downtime_s: an estimate of it in seconds, None where nothing tells, or where the guest is removed and stays down.
+        downtime_basis: what the estimate is taken from, or what the downtime depends on; "" where there is none.
         steps: what will happen, in order, one line each.
     """
 
@@ -87,8 +90,10 @@ class Plan:
     source: Node | None
     target: Node | None
     running: bool
-    downtime: Literal["none", "snapshot", "transfer"]
+    downtime: Downtime
     steps: tuple[str, ...]
+    downtime_s: float | None = None
+    downtime_basis: str = ""
     disks: tuple[PlannedDisk, ...] = ()
     free_bytes: int | None = None
     supersedes: tuple[ExportRecord, ...] = ()

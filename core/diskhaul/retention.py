@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from .options import KeepPolicy
@@ -28,6 +29,20 @@ def _month(moment: datetime) -> object:
 
 def _year(moment: datetime) -> object:
     return moment.year
+
+
+def keep_option_problems(options: Mapping[str, object]) -> list[str]:
+    """Say why ``[backend_options.keep]`` is no policy, one line each, beginning with the key path."""
+    known = [field.name for field in fields(KeepPolicy)]
+    problems = [f"backend_options.keep.{key}: unknown; there is {', '.join(known)}" for key in options if key not in known]
+    problems += [
+        f"backend_options.keep.{key}: {value!r} is not a whole number, 0 or more"
+        for key, value in options.items()
+        if key in known and (not isinstance(value, int) or isinstance(value, bool) or value < 0)
+    ]
+    if not problems and not any(options.values()):
+        problems.append(f"backend_options.keep: keeps nothing; give at least one of {', '.join(known)}")
+    return problems
 
 
 def select_kept(records: Iterable[ExportRecord], policy: KeepPolicy) -> set[str]:

@@ -192,6 +192,7 @@ def test_plugins_and_doctor_tell_what_is_there_and_what_is_wrong(diskhaul: Run, 
     well = diskhaul("doctor")
     assert well.code == 0
     assert well.out.endswith("No problems found.\n")
+    lab.config.write_text(lab.config.read_text().partition('[instances."empty.example.com"]')[0])
     before = lab.state()
     assert diskhaul("--config", lab.config, "doctor").code == 0
     assert lab.state() == before
@@ -203,6 +204,38 @@ def test_plugins_and_doctor_tell_what_is_there_and_what_is_wrong(diskhaul: Run, 
     problems = "\n".join(ill.document["problems"])
     assert "there is no runtime backend 'nobody'" in problems
     assert f"{lab.path}/beta" in problems
+
+
+def test_doctor_says_what_would_keep_exports_from_working(diskhaul: Run, lab: Lab) -> None:
+    disks = 'path = "disks/web1.raw"'
+    lab.config.write_text(lab.config.read_text().replace(disks, disks + '\nsnapshot = "btrfs"', 1))
+    (lab.path / "beta" / ".diskhaul-store").write_text("not a uuid")
+    ran = diskhaul("--config", lab.config, "--json", "doctor")
+    assert ran.code == 2
+    problems = ran.document["problems"]
+    assert len(problems) == 4, problems  # two nodes share the damaged store
+    assert any("empty.example.com" in line and "has no disks" in line for line in problems)
+    assert any("web1.example.com: disk 0" in line and "snapshot btrfs" in line for line in problems)
+    assert any(".diskhaul-store: does not hold the store's identity" in line for line in problems)
+
+
+def test_doctor_says_that_a_clean_up_cannot_be_made(diskhaul: Run, lab: Lab) -> None:
+    lab.config.write_text(lab.config.read_text().replace('cleanup = "none"', 'cleanup = "keep"'))
+    ran = diskhaul("--config", lab.config, "--json", "doctor")
+    assert ran.code == 2
+    assert any("backend_options.keep: keeps nothing" in line for line in ran.document["problems"])
+
+
+def test_a_store_that_lost_its_identity_is_told_and_its_exports_are_listed(diskhaul: Run, lab: Lab) -> None:
+    assert diskhaul("--config", lab.config, "export", "web1", "--node", "beta").code == 0
+    (lab.path / "beta" / ".diskhaul-store").write_text("not a uuid")
+    ran = diskhaul("--config", lab.config, "list")
+    assert ran.code == 4
+    assert "web1.example.com" in ran.out
+    assert "does not hold the store's identity" in ran.err
+    assert "remove it, and a new one will be made" in ran.err
+    (lab.path / "beta" / ".diskhaul-store").unlink()
+    assert diskhaul("--config", lab.config, "verify", "web1").code == 0
 
 
 def test_the_version_is_told_also_as_json(diskhaul: Run) -> None:

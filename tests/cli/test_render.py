@@ -149,7 +149,7 @@ def test_a_plan_shows_downtime_amounts_disks_room_and_numbered_steps() -> None:
     assert words(render.plan_text(PLAN)) == [
         "Plan: export web1.example.com to beta",
         "guest running",
-        "downtime until the snapshots exist (seconds)",
+        "downtime until the snapshots exist",
         "to read 3.0 GiB of 11.0 GiB",
         "to write about 2.0 GiB (5.5 to 1)",
         "room 100.0 GiB",

@@ -521,3 +521,57 @@ def test_the_configuration_is_looked_for_in_four_places(tmp_path: Path, monkeypa
     monkeypatch.setenv("DISKHAUL_CONFIG", "elsewhere.toml")
     assert find_configuration() == Path("elsewhere.toml")
     assert find_configuration(Path("given.toml")) == Path("given.toml")
+
+
+KEEP = MINIMAL + '[backends]\ncleanup = "keep"\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("", ["backend_options.keep: keeps nothing; give at least one of last, daily, weekly, monthly, yearly"]),
+        ("last = 0", ["backend_options.keep: keeps nothing; give at least one of last, daily, weekly, monthly, yearly"]),
+        ("last = -1", ["backend_options.keep.last: -1 is not a whole number, 0 or more"]),
+        ("last = 3\nfoo = 1", ["backend_options.keep.foo: unknown; there is last, daily, weekly, monthly, yearly"]),
+        (
+            "last = true\nfoo = 1",
+            [
+                "backend_options.keep.foo: unknown; there is last, daily, weekly, monthly, yearly",
+                "backend_options.keep.last: True is not a whole number, 0 or more",
+            ],
+        ),
+    ],
+)
+def test_what_the_clean_up_keep_cannot_do_is_said_with_everything_else(
+    problems: Callable[[str], list[str]], options: str, said: list[str]
+) -> None:
+    found = problems(KEEP + f"[backend_options.keep]\n{options}\n" + "[defaults]\ncompress = 5\n")
+    assert len(found) == len(said) + 1
+    for line in said:
+        assert any(problem.endswith(line) for problem in found), found
+
+
+def test_the_clean_up_keep_needs_no_options_where_it_is_not_used(load: Callable[[str], Cluster]) -> None:
+    load(KEEP.replace("keep", "others"))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "option"),
+    [
+        ("shutdown = false\nlong_sleep = true", "long_sleep"),
+        ('remove_instance = true\nverify = "none"', "remove_instance"),
+        ('zero_free_space = true\ncompress = "none"', "zero_free_space"),
+        ('layout = "ganeti"\ncompress = "zstd:3"', "layout"),
+        ('zero_free_space = false\nzero_fill = "ext"', "zero_fill"),
+    ],
+)
+def test_defaults_that_contradict_each_other_are_refused(
+    problems: Callable[[str], list[str]], defaults: str, option: str
+) -> None:
+    (problem,) = problems(f"{MINIMAL}[defaults]\n{defaults}\n")
+    assert f"defaults.{option}: " in problem
+
+
+@pytest.mark.parametrize("defaults", ['layout = "ganeti"', 'zero_fill = "ext"', "shutdown = false", "long_sleep = true"])
+def test_a_default_that_a_call_can_complete_is_none(load: Callable[[str], Cluster], defaults: str) -> None:
+    load(f"{MINIMAL}[defaults]\n{defaults}\n")

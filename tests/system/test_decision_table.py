@@ -525,3 +525,51 @@ def test_what_must_be_as_before_knows_mounts_and_subvolumes(
             check.check(but=("disk_files",))
         subprocess.run(["btrfs", "-q", "subvolume", "delete", str(lab.disks / "left")], check=True)
         check.check()
+
+
+# --- what a plan says of the downtime ---------------------------------------------------------------------------------
+
+
+def planned(lab: Lab, *arguments: str) -> str:
+    done = lab.cli("plan", "web1", "--node", "beta", *arguments)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["downtime"]]
+    return " ".join(line.split()[1:])
+
+
+def test_a_plan_estimates_the_downtime_by_the_last_export_that_measured_it(lab: Lab) -> None:
+    lab.add_guest()
+    lab.write_config()
+    assert planned(lab).startswith("until the snapshots exist; depends on how fast the guest stops and starts")
+    assert planned(lab, "--no-shutdown") == "none: the guest keeps running"
+    assert planned(lab, "--remove-instance") == "for good: it is stopped, and removed once its export has been read back"
+
+    export = lab.export()
+
+    assert export.export is not None
+    plan = diskhaul.plan(INSTANCE, node="beta", config=lab.cluster())
+    assert plan.downtime_s == pytest.approx(export.timings["shutdown"])
+    assert plan.downtime_basis == f"as in the export of {export.export.export_id}"
+    assert planned(lab).startswith("about ")
+
+
+def test_a_plan_without_snapshots_estimates_the_downtime_by_what_would_be_read(plain_lab: Lab) -> None:
+    lab = plain_lab
+    lab.add_guest()
+    lab.write_config()
+    assert "depends on how fast its disks can be read" in planned(lab, "--long-sleep")
+
+    export = lab.export(long_sleep=True)
+
+    plan = diskhaul.plan(INSTANCE, node="beta", config=lab.cluster(), options=diskhaul.ExportOptions(long_sleep=True))
+    assert export.export is not None
+    assert plan.downtime_s is not None
+    assert plan.downtime_s >= export.timings["send"] * 0.5
+    assert "MiB/s of " + export.export.export_id in plan.downtime_basis
+    assert "until the disks have been sent" in planned(lab, "--long-sleep")
+
+
+def test_a_plan_says_that_a_guest_is_off(lab: Lab) -> None:
+    lab.add_guest(running=False)
+    lab.write_config()
+    assert planned(lab) == "none: the guest is off"

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..api import Capability
+from ..api import Capability, Transfer
 from ..config import find_configuration, load_cluster
 from ..errors import ConfigurationError, DiskhaulError, PluginError, RefusedError
 from ..host import PluginHost, RegisteredBackend
-from ..model import Cluster, Instance
+from ..model import Cluster, Disk, Instance, Node
 from ..names import suggestion
 from ..operations.plugin_answers import problems_from
 from ..operations.recover import unfinished_lines
@@ -167,30 +167,49 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
         if cluster.state_dir.exists():
             yield from host.locks().check()
             yield from unfinished_lines(cluster)
+        host.cleanup()
         transfer = host.transfer()
         for node in cluster.nodes:
             if not node.offline:
-                try:
-                    transfer.store(node)
-                except (DiskhaulError, OSError) as error:
-                    text = str(error)
-                    yield text if node.name in text else f"node {node.name}: {text}"
+                yield from _node_problems(node, transfer, cluster)
     except RefusedError as error:
         yield from error.problems
     for instance in cluster.instances:
         yield from _instance_problems(instance, host)
 
 
+def _node_problems(node: Node, transfer: Transfer, cluster: Cluster) -> Iterator[str]:
+    """What an export to `node`, or a listing of those on it, would fail at."""
+    try:
+        store = transfer.store(node)
+        found = [line for each in cluster.instances for line in store.check(each.name, for_writing=not node.drained)]
+    except (DiskhaulError, OSError) as error:
+        found = [str(error)]
+    for line in dict.fromkeys(found):
+        yield line if node.name in line else f"node {node.name}: {line}"
+
+
 def _instance_problems(instance: Instance, host: PluginHost) -> Iterator[str]:
     """What an export of `instance` would be refused for, as far as its runtime and its disks know."""
+    if not instance.disks:
+        yield f"instance {instance.name}: has no disks, so it cannot be exported; configure them, or take it out"
     try:
         yield from problems_from(f"instance {instance.name}", lambda: host.runtime(instance.runtime).check(instance))
         for disk in instance.disks:
             storage = host.storage(disk.storage)
             for problem in problems_from(disk.label, partial(storage.check, disk)):
                 yield f"instance {instance.name}: {problem}"
+            if disk.snapshot:
+                yield from _snapshot_problems(instance, disk, host)
     except PluginError:
         return  # a backend that is not there has been told
+
+
+def _snapshot_problems(instance: Instance, disk: Disk, host: PluginHost) -> Iterator[str]:
+    choice = host.snapshots_for(disk)
+    if choice.backend is None:
+        reasons = "; ".join(reason.removeprefix(f"{disk.snapshot}: ") for reason in choice.reasons)
+        yield f"instance {instance.name}: {disk.label}: snapshot {disk.snapshot} cannot be made: {reasons}"
 
 
 def _used(cluster: Cluster) -> Iterator[tuple[str, str, str]]:

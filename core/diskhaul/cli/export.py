@@ -111,18 +111,18 @@ def _all_options(function: F) -> F:
 
 def _further_problems(ctx: click.Context) -> Sequence[str]:
     """What an export with the parameters that could be read would be refused for: its options and its names."""
+    instance, node = ctx.params.get("instance"), ctx.params.get("node")
+    if instance is None or node is None:  # that has been told, and is only a slip: nothing heavy is loaded for it
+        return ()
+
     from ..operations.base import RunContext
     from ..operations.export import ExportOperation
-    from ..option_checks import option_problems
     from ..option_defaults import export_options
 
     given = {name: value for name, value in ctx.params.items() if name not in ("instance", "node")}
-    instance, node = ctx.params.get("instance"), ctx.params.get("node")
     try:
         cluster = ctx.ensure_object(Invocation).cluster()
         options = export_options(cluster, **given)
-        if instance is None or node is None:  # that it is missing has been told
-            return option_problems(options)
         operation = ExportOperation(RunContext(cluster), instance, node, options)
         operation.check_arguments()
         operation.expand_names()

@@ -24,8 +24,7 @@ _CONSISTENCY = {
     "crash": "crash (as after a power cut)",
 }
 _DOWNTIME = {
-    "none": "none: the guest keeps running, or is off already",
-    "snapshot": "until the snapshots exist (seconds)",
+    "snapshot": "until the snapshots exist",
     "transfer": "until the disks have been sent",
 }
 
@@ -91,7 +90,7 @@ def plan_text(plan: Plan) -> str:
     size = sum(disk.size for disk in plan.disks)
     rows: list[tuple[str, object]] = [
         ("guest", "running" if plan.running else "not running"),
-        ("downtime", _DOWNTIME[plan.downtime]),
+        ("downtime", _downtime(plan)),
         ("to read", f"{iec(data)} of {iec(size)}" if plan.disks else ""),
         *([("to share", f"{iec(shared)}, which need not be copied")] if shared else []),
         ("to write", f"about {_with_ratio(size, stored)}" if plan.disks else ""),
@@ -117,6 +116,17 @@ def plan_text(plan: Plan) -> str:
     parts.append("Steps:")
     parts += [f"  {number}. {escape(step)}" for number, step in enumerate(plan.steps, 1)]
     return "\n".join(parts)
+
+
+def _downtime(plan: Plan) -> str:
+    if plan.downtime == "none":
+        return "none: the guest keeps running" if plan.running else "none: the guest is off"
+    if plan.options.get("remove_instance"):
+        return plan.downtime_basis
+    until = _DOWNTIME[plan.downtime]
+    if plan.downtime_s is None:
+        return f"{until}; {plan.downtime_basis}" if plan.downtime_basis else until
+    return f"about {duration(plan.downtime_s)}, {until} ({plan.downtime_basis})"
 
 
 def list_text(result: ListResult) -> str:

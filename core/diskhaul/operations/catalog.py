@@ -83,8 +83,11 @@ class Catalog:
         unreachable: list[str] = []
         for node, answer in self._ask_all(lambda node: partial(_store_records, node=node.name, instance=instance)):
             try:
-                for record in answer.result():
+                records, trouble = answer.result()
+                for record in records:
                     found.setdefault((record.store, record.instance, record.export_id), record)
+                if trouble:
+                    unreachable.append(f"node {node.name}: {trouble}")
             except BaseException as error:  # a plugin's store may raise anything; the other nodes still count
                 text = str(error)
                 unreachable.append(text if node.name in text else f"node {node.name}: {text}")
@@ -148,14 +151,24 @@ def _store_instances(store: ExportStore) -> Sequence[str]:
     return store.instances()
 
 
-def _store_records(store: ExportStore, *, node: str, instance: str | None) -> list[ExportRecord]:
+def _store_records(store: ExportStore, *, node: str, instance: str | None) -> tuple[list[ExportRecord], str]:
+    """The exports on a node, and what is wrong with the store as a whole.
+
+    Without an identity nobody knows which store it is, and so whether two nodes reach the same export: its exports are
+    listed, and none of them counts as valid.
+    """
+    try:
+        identity, trouble = store.identity, ""
+    except (DiskhaulError, OSError) as error:
+        identity, trouble = "", str(error)
     instances = [instance] if instance is not None else list(store.instances())
-    return [_record(store, node, name, export_id) for name in instances for export_id in store.exports(name)]
+    records = [_record(store, identity, node, name, export_id) for name in instances for export_id in store.exports(name)]
+    return [replace(record, problem=trouble) for record in records] if trouble else records, trouble
 
 
-def _record(store: ExportStore, node: str, instance: str, export_id: str) -> ExportRecord:
+def _record(store: ExportStore, identity: str, node: str, instance: str, export_id: str) -> ExportRecord:
     blank = ExportRecord(
-        export_id=export_id, instance=instance, node=node, store=store.identity, path="", created=created_at(export_id)
+        export_id=export_id, instance=instance, node=node, store=identity, path="", created=created_at(export_id)
     )
     try:
         reader = store.open(instance, export_id)
@@ -166,7 +179,7 @@ def _record(store: ExportStore, node: str, instance: str, export_id: str) -> Exp
         return replace(blank, problem=corrupt.problem)
     except (DiskhaulError, OSError) as error:
         return replace(blank, problem=str(error))
-    return record_of(manifest, node=node, store=store.identity, path=reader.location)
+    return record_of(manifest, node=node, store=identity, path=reader.location)
 
 
 def record_of(manifest: Manifest, *, node: str, store: str, path: str) -> ExportRecord:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Literal
 
 from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
 from ..errors import DiskhaulError, RefusedError, UnknownBackendError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
+from ..formats.manifest import read_manifest
 from ..model import Disk, Instance, Node
 from ..names import expand_name, name_problem
 from ..option_checks import option_problems
 from ..options import COMPRESSORS, ExportOptions
 from ..pipeline.source import Source
-from ..records import ExportRecord, ExportResult, Plan, PlannedDisk
+from ..records import Downtime, ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import Catalog, on_node
+from .catalog import Catalog, on_node, open_record
 from .disk_use import GLANCE_S, disks_in_use
+from .downtime import estimate_downtime
 from .export_run import ExportRun
 from .export_task import ExportTask
 from .guest import guest_runs
@@ -27,8 +28,6 @@ from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
-
-Downtime = Literal["none", "snapshot", "transfer"]
 
 
 class ExportOperation(Operation[ExportResult]):
@@ -381,6 +380,8 @@ class ExportOperation(Operation[ExportResult]):
             )
         if unreadable:
             raise RefusedError(unreadable)
+        listed = Catalog(self.host, self.host.inventory().nodes().values()).list(self.instance.name).exports
+        seconds, basis = self._expected_downtime(listed, sum(disk.data_bytes for disk in disks))
         return Plan(
             operation=self.name,
             run_id=self.context.run_id,
@@ -390,10 +391,12 @@ class ExportOperation(Operation[ExportResult]):
             target=self.target,
             running=self.running,
             downtime=self.downtime,
+            downtime_s=seconds,
+            downtime_basis=basis,
             steps=tuple(self._steps()),
             disks=tuple(disks),
             free_bytes=free,
-            supersedes=self._expected_cleanup(),
+            supersedes=self._expected_cleanup(listed),
             options={field.name: getattr(self.options, field.name) for field in fields(self.options)},
         )
 
@@ -436,17 +439,24 @@ class ExportOperation(Operation[ExportResult]):
             steps.append(f"clean up superseded exports ({self.cluster.backends.get('cleanup', 'others')})")
         return steps
 
-    def _expected_cleanup(self) -> tuple[ExportRecord, ...]:
+    def _expected_downtime(self, listed: Sequence[ExportRecord], to_read: int) -> tuple[float | None, str]:
+        if self.downtime != "none" and self.options.remove_instance:
+            return None, "for good: it is stopped, and removed once its export has been read back"
+        nodes = self.host.inventory().nodes()
+        return estimate_downtime(
+            self.downtime, listed, to_read, lambda record: read_manifest(open_record(self.host, nodes[record.node], record))
+        )
+
+    def _expected_cleanup(self, listed: Sequence[ExportRecord]) -> tuple[ExportRecord, ...]:
         """What the clean-up policy would choose now, for the plan; the choice that counts is made after the export."""
         if self.options.verify == "none" or self.leaves_digests:
             return ()
         from .cleanup import choose_superseded
         from .new_export import imagined_record
 
-        listed = Catalog(self.host, self.host.inventory().nodes().values()).list(self.instance.name)
         new = imagined_record(self.context.run_id, self.instance.name, self.target.name)
         try:
-            return tuple(choose_superseded(self.host, new, listed.exports))
+            return tuple(choose_superseded(self.host, new, listed))
         except BaseException:  # a policy that fails is reported when it counts; a plan can do without
             return ()
 

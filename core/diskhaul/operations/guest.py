@@ -72,6 +72,7 @@ class GuestKeeper:
 
     Attributes:
         down_s: seconds from the stop to the end of the successful start, once both have happened.
+        started: whether the guest was down and has been started here.
     """
 
     def __init__(self, runtime: Runtime, instance: Instance, journal: Journal, run_id: str, feedback: Feedback) -> None:
@@ -83,6 +84,7 @@ class GuestKeeper:
         self._unconfirmed_s: float | None = None
         self._stop_may_follow = False
         self.down_s = 0.0
+        self.started = False
 
     @property
     def owes_start(self) -> bool:
@@ -182,6 +184,7 @@ class GuestKeeper:
         self._call("start it", self._runtime.start)
         if not self.is_running():
             raise GuestError(f"{self._instance.name}: its runtime says that it started the guest, and it is not running")
+        self.started = True
         self._feedback.emit(GuestChanged(instance=self._instance.name, change="started"))
 
     def forgive(self) -> None:

@@ -63,9 +63,9 @@ def recover_runs(operation: Operation[Any], instance: str) -> tuple[list[str], l
         else:
             _recover_run(context, run, done, incomplete)
     for line in done:
-        context.feedback.warn(f"left by a run that was killed: {line}")
+        context.feedback.warn(f"left by an earlier run: {line}")
     for line in incomplete:
-        context.feedback.warn(f"left by a run that was killed, and still to be done: {line}")
+        context.feedback.warn(f"left by an earlier run, and still to be done: {line}")
     return done, incomplete
 
 
@@ -101,8 +101,9 @@ def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any
         timeout_s = float(data["timeout_s"])
         # The clock may have been set since; neither way is the guest watched for longer than a shutdown may take.
         watch_s = min(max(data["since"] + timeout_s - time.time(), 1.0), timeout_s)
-    _keeper(context, run, instance).keep_running(watch_s)
-    return f"{instance.name} runs again"
+    keeper = _keeper(context, run, instance)
+    keeper.keep_running(watch_s)
+    return f"{instance.name} runs again" if keeper.started else f"{instance.name} was running and had not gone down"
 
 
 def _keeper(context: RunContext, run: UnfinishedRun, instance: Instance) -> GuestKeeper:

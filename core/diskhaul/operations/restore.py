@@ -344,7 +344,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
                 if guest_runs(runtime, self._configured):
                     problems.append(f"{name} is running: stop it before its disks are overwritten")
                 elif self._has_cluster and owes_start(self.context, name):
-                    problems.append(f"{name} was stopped by a run that was killed: 'diskhaul recover {name}' first")
+                    problems.append(f"{name} was stopped by a run that did not start it again: 'diskhaul recover {name}' first")
             except DiskhaulError as error:
                 problems.append(str(error))
         own = self._configured.name if self._configured is not None else ""

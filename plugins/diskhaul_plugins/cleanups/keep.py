@@ -6,14 +6,13 @@ Its options, ``[backend_options.keep]``, are those of `diskhaul.options.KeepPoli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 
 from diskhaul.api import BackendContext, Capability, Cleanup
 from diskhaul.errors import ConfigurationError
 from diskhaul.model import Options
 from diskhaul.options import KeepPolicy
 from diskhaul.records import ExportRecord
-from diskhaul.retention import select_kept
+from diskhaul.retention import keep_option_problems, select_kept
 
 
 def capability() -> Capability:
@@ -22,19 +21,10 @@ def capability() -> Capability:
 
 def _policy(options: Options) -> KeepPolicy:
     """Read the policy from ``[backend_options.keep]``; raises `ConfigurationError` with all problems at once."""
-    known = [field.name for field in fields(KeepPolicy)]
-    problems = [f"backend_options.keep.{key}: unknown; there is {', '.join(known)}" for key in options if key not in known]
-    problems += [
-        f"backend_options.keep.{key}: {value!r} is not a whole number, 0 or more"
-        for key, value in options.items()
-        if key in known and (not isinstance(value, int) or isinstance(value, bool) or value < 0)
-    ]
+    problems = keep_option_problems(options)
     if problems:
         raise ConfigurationError(problems)
-    policy = KeepPolicy(**options)
-    if policy.keeps_nothing:
-        raise ConfigurationError(f"backend_options.keep: keeps nothing; give at least one of {', '.join(known)}")
-    return policy
+    return KeepPolicy(**options)
 
 
 class KeepCleanup(Cleanup):

@@ -53,6 +53,17 @@ def test_a_guest_whose_stop_was_never_confirmed_is_watched_and_started(small: Sm
     assert (small.runtime.running, small.runtime.count("start"), small.unfinished()) == ({INSTANCE}, 1, 0)
 
 
+def test_a_guest_that_never_went_down_is_not_said_to_run_again(small: SmallCluster) -> None:
+    small.runtime = ScriptedRuntime(running={INSTANCE})
+    left(small, "guest", {"instance": INSTANCE, "timeout_s": 0.5, "since": time.time(), "stopped": True})
+    told: list[Any] = []
+    result = diskhaul.recover(config=small.cluster(), plugins=small.plugins, on_event=told.append)
+    assert result.done == (f"{INSTANCE} was running and had not gone down",)
+    assert small.runtime.count("start") == 0
+    warnings = [event.message for event in told if isinstance(event, diskhaul.events.Warned)]
+    assert warnings == [f"left by an earlier run: {result.done[0]}"]
+
+
 @pytest.mark.parametrize("hours", [-5, 5], ids=["long-ago", "clock-set-back"])
 def test_a_guest_is_watched_for_no_longer_than_its_shutdown_may_take(
     small: SmallCluster, monkeypatch: pytest.MonkeyPatch, hours: int
