@@ -146,7 +146,7 @@ def test_tune_refuses_what_makes_no_sense_in_a_line_each(diskhaul: Run, disk: Pa
     assert "configuration" in ran.err, "an instance needs one"
     ran = diskhaul("tune", "--target", tmp_path / "nowhere", "--within", "2x", "--compress-range", "zstd:9..1")
     assert ran.code == 2
-    assert [line.split(": ")[1] for line in ran.problems] == ["within", "source", "compress range"]
+    assert [line.split(": ")[1] for line in ran.problems] == ["--within", "--source", "--compress-range"]
     ran = diskhaul("tune", "--source", disk, "--target", target, "--time", "0.5", "--within", "fast")
     assert ran.code == 2
     assert len(ran.problems) == 2

@@ -69,7 +69,7 @@ class BenchOperation(Operation[BenchResult]):
         request = self._request
         problems = option_problems(request.options)
         if not MIN_TIME_S <= request.time_limit_s <= MAX_TIME_S:
-            problems.append(f"time limit: must be from {MIN_TIME_S:g} to {MAX_TIME_S:g} seconds, not {request.time_limit_s!r}")
+            problems.append(f"time_limit_s: must be from {MIN_TIME_S:g} to {MAX_TIME_S:g} seconds, not {request.time_limit_s!r}")
         try:
             expand_compressions(request.compressions)
         except RefusedError as error:

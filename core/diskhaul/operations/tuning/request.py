@@ -72,20 +72,20 @@ def expand_compressions(asked: Sequence[str]) -> tuple[str, ...]:
         else:
             first, last = int(match[2]), int(match[3])
             if first > last or last - first >= MAX_COMPRESSIONS:
-                problems.append(f"compress range: {text!a} must go up, and through at most {MAX_COMPRESSIONS} levels")
+                problems.append(f"compress_range: {text!a} must go up, and through at most {MAX_COMPRESSIONS} levels")
                 continue
             expanded = [f"{match[1]}:{level}" for level in range(first, last + 1) if level]
         for each in expanded:
             try:
                 name = str(parse_compress(each))
             except RefusedError as error:
-                problems += [f"compress range: {problem}" for problem in error.problems]
+                problems += [f"compress_range: {problem}" for problem in error.problems]
                 continue
             if name in found:
-                problems.append(f"compress range: {name} stands twice")
+                problems.append(f"compress_range: {name} stands twice")
             found.append(name)
     if len(found) > MAX_COMPRESSIONS:
-        problems.append(f"compress range: {len(found)} compressions are more than the {MAX_COMPRESSIONS} that can be searched")
+        problems.append(f"compress_range: {len(found)} compressions are more than the {MAX_COMPRESSIONS} that can be searched")
     if problems:
         raise RefusedError(problems)
     return tuple(found)
@@ -126,11 +126,11 @@ def _choice_problems(request: TuneRequest) -> Iterable[str]:
 
 def _number_problems(request: TuneRequest) -> Iterable[str]:
     for name, value, least, most, unit in (
-        ("time limit", request.time_limit_s, MIN_TIME_S, MAX_TIME_S, " seconds"),
+        ("time_limit_s", request.time_limit_s, MIN_TIME_S, MAX_TIME_S, " seconds"),
         ("within", request.within_s, 1e-3, MAX_TIME_S, " seconds"),
         ("within", request.within_ratio, 0.01, 1000.0, " times as long"),
-        ("sample", request.sample_bytes, MIN_SAMPLE, 1 << 50, " bytes"),
-        ("write limit", request.write_limit, MIN_SAMPLE, 1 << 60, " bytes"),
+        ("sample_bytes", request.sample_bytes, MIN_SAMPLE, 1 << 50, " bytes"),
+        ("write_limit", request.write_limit, MIN_SAMPLE, 1 << 60, " bytes"),
         ("seed", request.seed, 0, (1 << 32) - 1, ""),
     ):
         if value is None:

@@ -32,7 +32,7 @@ _PROBES_GROW = 4
 _SMALLEST_SAMPLE = 64 * MIB
 _CONFIRMED = 3  # so many of the best ones are tried until each has been tried so often
 _SLACK = 1.15  # a trial may take so much longer than the last one
-_PATIENCE_S = 0.5
+_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
