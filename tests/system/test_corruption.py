@@ -67,7 +67,9 @@ def make_cluster(base: Path, seed: int = 0, name: str = INSTANCE) -> diskhaul.Cl
     for node in ("alpha", "beta"):
         (base / node).mkdir(mode=0o700, exist_ok=True)
         nodes.append(diskhaul.Node(name=node, export_dir=base / node))
-    instance = diskhaul.Instance(name=name, node="alpha", state="down", disks=[diskhaul.Disk(path=path) for path in paths])
+    instance = diskhaul.Instance(
+        name=name, node="alpha", state="down", disks=[diskhaul.Disk(path=path, size=path.stat().st_size) for path in paths]
+    )
     return diskhaul.Cluster(name="lab", state_dir=base / "state", nodes=nodes, instances=[instance])
 
 

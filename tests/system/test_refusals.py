@@ -918,7 +918,7 @@ def test_options_that_cannot_be_and_options_that_contradict_each_other_are_told_
         *("--layout", "ganeti", "--zeroing-timeout-fixed", "3"),
     )
 
-    assert [line.partition(":")[0] for line in lines] == ["compress", "long_sleep", "zeroing_timeout_fixed_s"]
+    assert [line.partition(":")[0] for line in lines] == ["--compress", "--long-sleep", "--zeroing-timeout-fixed"]
 
 
 def test_names_that_are_unknown_are_told_together_with_contradicting_options(lab: Lab) -> None:
@@ -928,7 +928,7 @@ def test_names_that_are_unknown_are_told_together_with_contradicting_options(lab
     lines = refused_by_cli(lab, "export", "nope", "--node", "nowhere", "--long-sleep", "--no-shutdown")
 
     assert len(lines) == 3
-    assert lines[0].startswith("long_sleep: ")
+    assert lines[0].startswith("--long-sleep: ")
     assert lines[1].startswith("instance 'nope' is unknown")
     assert lines[2].startswith("node 'nowhere' is unknown")
 
