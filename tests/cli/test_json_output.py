@@ -75,7 +75,9 @@ def test_errors_bring_their_type_problems_exit_code_and_attributes() -> None:
     finding = Finding(path="/x", file="disk-0.raw", problem="digest differs", disk=0, offset=8)
     wrong = document_of(VerificationError("damaged", findings=[finding]))
     assert wrong["exit_code"] == 6
-    assert wrong["findings"] == [{"path": "/x", "file": "disk-0.raw", "problem": "digest differs", "disk": 0, "offset": 8}]
+    assert wrong["findings"] == [
+        {"path": "/x", "file": "disk-0.raw", "problem": "digest differs", "disk": 0, "offset": 8, "file_offset": None}
+    ]
     assert wrong["problems"] == ["damaged", "/x: disk 0 offset 8: digest differs"]
 
 

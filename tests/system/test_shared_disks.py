@@ -75,7 +75,10 @@ class Shared:
             ],
             "instances": [
                 diskhaul.Instance(
-                    name=INSTANCE, node="alpha", state="down", disks=[diskhaul.Disk(path=path) for path in self.disks]
+                    name=INSTANCE,
+                    node="alpha",
+                    state="down",
+                    disks=[diskhaul.Disk(path=path, size=path.stat().st_size) for path in self.disks],
                 )
             ],
         }
@@ -646,7 +649,7 @@ def test_an_unreadable_place_is_a_finding_and_nothing_is_recorded(on_xfs: Shared
     done = subprocess.run([*command, *argv], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("6 ()"), done.stderr
     assert os.strerror(errno.EIO) in done.stdout
-    assert "disk 0 offset" in done.stdout
+    assert "disk-0.raw: cannot read it at offset" in done.stdout
     assert names(record) == ["disk-0.raw", "manifest.json"]
 
 

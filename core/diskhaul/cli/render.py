@@ -232,6 +232,8 @@ def _skipped(disks: Sequence[DiskResult]) -> str:
     found = " and ".join(filter(None, parts))
     if not found:
         return f"{iec(skipped)} not read"
+    if skipped > zero + free:  # blocks that are shared need not be read
+        return f"{iec(skipped)} not read; {found} not stored"
     return f"{found}; {iec(skipped)} of it without being read" if skipped else found
 
 
