@@ -78,7 +78,10 @@ class Shared:
                     name=INSTANCE,
                     node="alpha",
                     state="down",
-                    disks=[diskhaul.Disk(path=path, size=path.stat().st_size) for path in self.disks],
+                    disks=[
+                        diskhaul.Disk(path=path, size=len(content))
+                        for path, content in zip(self.disks, self.contents, strict=True)
+                    ],
                 )
             ],
         }
