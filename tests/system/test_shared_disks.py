@@ -535,6 +535,7 @@ def test_what_was_damaged_before_it_had_digests_is_not_recorded(on_xfs: Shared) 
     other = on_xfs.elsewhere / "other.raw"
     other.write_bytes(os.urandom(MIB))
     on_xfs.disks.append(other)
+    on_xfs.contents.append(other.read_bytes())
     record = on_xfs.exported(digest="later")
     with open(Path(record.path, "disk-1.raw"), "r+b") as file:
         file.write(b"damage")
