@@ -280,6 +280,50 @@ class Snapshots(Protocol):
 # --- free space -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRegion:
+    """What stands somewhere on a guest's disk: a partition table, a filesystem, swap space, something unknown.
+
+    Attributes:
+        place: where, for people: "disk", "partition 1", "partition 2, volume vg0/root".
+        offset: where it begins on the disk, in bytes (for a volume in several pieces, its first one).
+        length: bytes from there on, or of all pieces.
+        type: "gpt", "mbr", "lvm", "ext4", "xfs", "swap", "luks", "unknown", ...
+        label: what the guest calls it; any text.
+        state: "clean", "journal replayed", "dirty", "has errors"; "" where that makes no sense.
+        block_size: unit of allocation in bytes, 0 where there is none.
+        free: bytes that the filesystem itself calls free, or None where that is not known.
+        skipped: bytes of `DiskMap.free` that are here.
+        kept: why nothing is skipped here, in a few words; "" where something is.
+    """
+
+    place: str
+    offset: int
+    length: int
+    type: str
+    label: str = ""
+    state: str = ""
+    block_size: int = 0
+    free: int | None = None
+    skipped: int = 0
+    kept: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskMap:
+    """What a disk holds, and which of its bytes may be left out.
+
+    Attributes:
+        size: of the disk, in bytes.
+        regions: in the order of their place; nested ones follow what they lie in.
+        free: extents of kind FREE, ascending, without overlap.
+    """
+
+    size: int
+    regions: tuple[DiskRegion, ...]
+    free: Sequence[Extent] = ()
+
+
 class ZeroFill(Protocol):
     """Finds free space of guests' filesystems, and may zero it."""
 
