@@ -22,6 +22,7 @@ from ..names import printable
 from ..options import COMPRESSORS
 from .adaptive_level import CEILING, AdaptiveLevel
 from .corruption import CorruptError
+from .incompressible import Sampler
 from .seekable import seek_table_bytes
 
 DEFAULT_LEVELS = {"none": 0, "zstd": 1, "gzip": 6}
@@ -213,7 +214,7 @@ class ZstdCodec:
     def __init__(self, level: int, adaptation: AdaptiveLevel | None = None) -> None:
         self.level = level
         self.adaptation = adaptation
-        self.compressors = _ZstdCompressors()
+        self.compressors, self.storing = _ZstdCompressors(), _ZstdCompressors()
 
     def encoder(self) -> Encoder:
         return _ZstdEncoder(self)
@@ -228,14 +229,21 @@ class ZstdCodec:
         return seek_table_bytes(stored_lengths, chunk_lengths)
 
 
+_ZSTD_STORE = -131072  # the fastest level there is: incompressible blocks are copied into the frame, with next to no search
+
+
 class _ZstdEncoder:
-    __slots__ = ("_codec",)
+    """Chunks that would not shrink are stored, in a frame like all others."""
+
+    __slots__ = ("_codec", "_sampler")
 
     def __init__(self, codec: ZstdCodec) -> None:
-        self._codec = codec
+        self._codec, self._sampler = codec, Sampler()
 
     def encode(self, chunk: memoryview, /) -> Buffer:
         codec = self._codec
+        if self._sampler.finds_incompressible(chunk):
+            return codec.storing.compress(chunk, _ZSTD_STORE)
         return codec.compressors.compress(chunk, codec.adaptation.level if codec.adaptation is not None else codec.level)
 
 
@@ -401,14 +409,20 @@ class GzipCodec:
         return () if len(stored_lengths) else (_GZIP_EMPTY,)
 
 
+_GZIP_STORE = 0
+
+
 class _GzipEncoder:
-    __slots__ = ("_level",)
+    """Chunks that would not shrink are stored, in a member like all others."""
+
+    __slots__ = ("_level", "_sampler")
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        self._level, self._sampler = level, Sampler()
 
     def encode(self, chunk: memoryview, /) -> Buffer:
-        return zlib.compress(chunk, self._level, _GZIP_WINDOW_BITS)
+        level = _GZIP_STORE if self._sampler.finds_incompressible(chunk) else self._level
+        return zlib.compress(chunk, level, _GZIP_WINDOW_BITS)
 
 
 class _GzipDecoder:

@@ -29,8 +29,11 @@ _POLL_S = 0.1  # how soon a cancellation is noticed; the end of the work is noti
 
 
 def thread_count(asked: int) -> int:
-    """How many chunks to compute on at once: `asked`, or one per usable CPU and at most eight where it is 0."""
-    return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+    """How many chunks to compute on at once: `asked`, or, where it is 0, one more than there are usable CPUs, at most eight.
+
+    The one more keeps every CPU busy while a turn is handed over, which takes a CPU that has gone to sleep a while to notice.
+    """
+    return asked if asked > 0 else min(len(os.sched_getaffinity(0)) + 1, MAX_DEFAULT_THREADS)
 
 
 def worker_count(options: PathOptions, chunk_size: int) -> int:
