@@ -123,6 +123,10 @@ class Codec(Protocol):
 
     def encoder(self) -> Encoder: ...
 
+    def encoder_memory(self, length: int, /) -> int:
+        """Bytes that an encoder takes while it encodes chunks of `length` bytes, without the chunk and what comes out."""
+        ...
+
     def decoder(self) -> Decoder: ...
 
     def zero_frame(self, length: int, /) -> bytes:
@@ -173,6 +177,9 @@ class RawCodec:
     def encoder(self) -> Encoder:
         return _RawEncoder()
 
+    def encoder_memory(self, length: int, /) -> int:
+        return 0
+
     def decoder(self) -> Decoder:
         return _RawDecoder()
 
@@ -218,6 +225,12 @@ class ZstdCodec:
 
     def encoder(self) -> Encoder:
         return _ZstdEncoder(self)
+
+    def encoder_memory(self, length: int, /) -> int:
+        from zstandard import ZstdCompressionParameters  # here, so that listing codecs does not load it
+
+        level = self.level if self.adaptation is None else max(self.level, CEILING)
+        return int(ZstdCompressionParameters.from_level(level, source_size=length).estimated_compression_context_size())
 
     def decoder(self) -> Decoder:
         return _ZstdDecoder()
@@ -398,6 +411,9 @@ class GzipCodec:
     def encoder(self) -> Encoder:
         return _GzipEncoder(self.level)
 
+    def encoder_memory(self, length: int, /) -> int:
+        return _GZIP_MEMORY
+
     def decoder(self) -> Decoder:
         return _GzipDecoder()
 
@@ -410,6 +426,7 @@ class GzipCodec:
 
 
 _GZIP_STORE = 0
+_GZIP_MEMORY = 268 << 10  # zconf.h: (1 << (windowBits + 2)) + (1 << (memLevel + 9)) and some kilobytes
 
 
 class _GzipEncoder:
