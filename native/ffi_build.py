@@ -15,6 +15,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     "zero_scan.c",
+    "crc32c.c",
     "file_io.c",
     "page_cache.c",
     "direct_io.c",

@@ -49,6 +49,14 @@ int dh_is_zero(int kernel, const void *buffer, size_t length);
  * reads as the kernel's scan does: what that has to be as fast as. Returns 0; -EOPNOTSUPP for a kernel that is not available. */
 int dh_sum_words(int kernel, const void *buffer, size_t length, uint64_t *sum);
 
+/* ---- checksums (crc32c.c) ---- */
+
+/* CRC-32C of the buffer. `crc`: 0, or that of what comes before it. */
+uint32_t dh_crc32c(uint32_t crc, const void *buffer, size_t length);
+
+/* The same without the processor's help: what it is tested against, and used where there is none. */
+uint32_t dh_crc32c_table(uint32_t crc, const void *buffer, size_t length);
+
 /* ---- reading and writing (file_io.c) ---- */
 
 /* Fill the buffer from the file. Returns 0. `*done` counts the bytes that were read, also on failure. */

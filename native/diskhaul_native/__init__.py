@@ -1,5 +1,5 @@
-"""The C core of diskhaul and its Python face: zero scan, whole reads and writes, direct I/O, the page cache, extents, sparse
-copies, zeroing, reflinks, and what files share.
+"""The C core of diskhaul and its Python face: zero scan, checksums, whole reads and writes, direct I/O, the page cache,
+extents, sparse copies, zeroing, reflinks, and what files share.
 
 Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the
 same functions in plain Python, for tests; it is never used in place of the C core, which must be built.
@@ -19,6 +19,7 @@ try:
         cached_bytes,
         clone,
         copy_range,
+        crc32c,
         direct_alignment,
         drop_cache,
         extents,
@@ -55,6 +56,7 @@ __all__ = [
     "cached_bytes",
     "clone",
     "copy_range",
+    "crc32c",
     "direct_alignment",
     "drop_cache",
     "extents",

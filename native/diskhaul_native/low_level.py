@@ -80,6 +80,12 @@ def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
     return int(total[0])
 
 
+def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int:
+    """The CRC-32C (Castagnoli) of the buffer; `crc` is that of what comes before it. OverflowError unless it has 32 bits."""
+    with ffi.from_buffer("char[]", buffer) as data:
+        return lib.dh_crc32c(crc, data, len(data))
+
+
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
     """Fill the whole buffer from the file. See `read_direct` for descriptors open with O_DIRECT."""
     with ffi.from_buffer("char[]", buffer, require_writable=True) as data:

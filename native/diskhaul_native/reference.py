@@ -90,6 +90,18 @@ def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
     return sum(int.from_bytes(data[i : i + 8].ljust(8, b"\0"), sys.byteorder) for i in range(0, len(data), 8)) % 2**64
 
 
+def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int:
+    """See diskhaul_native.crc32c."""
+    if not 0 <= crc < 1 << 32:
+        raise OverflowError(f"not a number of 32 bits: {crc}")
+    crc ^= 0xFFFFFFFF
+    for byte in memoryview(buffer).cast("B"):
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
     """See diskhaul_native.read_into."""
     view = memoryview(buffer).cast("B")
