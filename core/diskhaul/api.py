@@ -10,11 +10,13 @@ Errors: raise `OSError` or any `diskhaul.DiskhaulError`; the operation names the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from .errors import GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
@@ -280,6 +282,69 @@ class Snapshots(Protocol):
 # --- free space -------------------------------------------------------------------------------------------------------
 
 
+class FreeExtents(Sequence[Extent]):
+    """Extents of kind FREE, ascending and without overlap, in sixteen bytes each: a fragmented disk has hundreds of thousands."""
+
+    __slots__ = ("_numbers", "total")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        """`ranges`: offset and length of each.
+
+        Raises:
+            ValueError: they do not ascend, overlap, or one is empty.
+        """
+        self._numbers = array("Q")
+        self.total = 0
+        """Bytes of all extents together."""
+        end = 0
+        for offset, length in ranges:
+            if length <= 0 or offset < end:
+                raise ValueError(f"{length} bytes at {offset} after offset {end}")
+            self._numbers.extend((offset, length))
+            self.total += length
+            end = offset + length
+
+    @property
+    def end(self) -> int:
+        """Where the last one ends; 0 where there is none."""
+        return self._numbers[-2] + self._numbers[-1] if self._numbers else 0
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> Extent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FreeExtents: ...
+
+    def __getitem__(self, index: int | slice) -> Extent | FreeExtents:
+        if isinstance(index, slice):
+            return FreeExtents((self[place].offset, self[place].length) for place in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        return Extent(self._numbers[2 * place], self._numbers[2 * place + 1], ExtentKind.FREE)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Offset and length of each."""
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, strict=True)
+
+    def __iter__(self) -> Iterator[Extent]:
+        return (Extent(offset, length, ExtentKind.FREE) for offset, length in self.ranges())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, FreeExtents):
+            return self._numbers == other._numbers
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def __repr__(self) -> str:
+        return f"<FreeExtents: {len(self)} with {self.total} bytes>"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRegion:
     """What stands somewhere on a guest's disk: a partition table, a filesystem, swap space, something unknown.
@@ -337,6 +402,14 @@ class ZeroFill(Protocol):
     def free_extents(self, disk: Disk, reader: DiskReader, /) -> Iterable[Extent]:
         """FREE extents of the disk behind `reader`; empty when nothing is known for sure."""
         ...
+
+    def inspect(self, disk: Disk, reader: DiskReader, /) -> DiskMap:
+        """What the disk behind `reader` holds, and its free extents. Without it a disk's map has no regions.
+
+        `reader` is a snapshot or the disk of a stopped guest, unless only an estimate is wanted. What it cannot make sense of is
+        a region that is kept; a failure means that nothing of the disk is skipped.
+        """
+        return DiskMap(size=reader.size, regions=(), free=tuple(self.free_extents(disk, reader)))
 
     def zero(self, disk: Disk, /, *, deadline_s: float) -> object:
         """Zero the free space in place."""
