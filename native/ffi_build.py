@@ -25,6 +25,7 @@ SOURCES = [
     "copy_range.c",
     "clone.c",
     "shared_blocks.c",
+    "bitmap.c",
 ]
 HEADERS = ["dh_core.h", "internal.h", "zero_scan_kernel.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]

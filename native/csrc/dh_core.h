@@ -208,6 +208,15 @@ int dh_clone(int source_fd, int target_fd, int64_t source_offset, int64_t length
  */
 int dh_shared_blocks(int first_fd, int second_fd, int64_t size, int64_t *position, int64_t *data);
 
+/* ---- bitmaps (bitmap.c) ---- */
+
+/*
+ * The runs of clear bits among the bits [*position, end) of a bitmap of `length` bytes; the lowest bit of a byte is its first. Fills
+ * `runs` with pairs: the first bit's number, and how many they are; `room` pairs at most (> 0), ascending and as long as they can be.
+ * Returns how many, and moves `*position` behind the last bit it looked at: call again until that is `end`.
+ */
+int64_t dh_clear_bit_runs(const void *bitmap, size_t length, uint64_t *position, uint64_t end, uint64_t *runs, size_t room);
+
 /* cdef end */
 
 #endif

@@ -15,6 +15,7 @@ import platform
 import stat
 import struct
 import sys
+from array import array
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from .ranges import (
     ZERO_METHODS,
     CopyResult,
     SharedBlocks,
+    check_bits,
     check_block_size,
     check_needed,
     check_range,
@@ -527,6 +529,21 @@ def set_io_priority(level: str) -> None:
     if LIBC.syscall(SYS_IOPRIO_SET[platform.machine()], 1, 0, priority) != 0:
         code = ctypes.get_errno()
         raise NativeIOError(code, f"setting the I/O priority {level!r}: {os.strerror(code)}")
+
+
+def clear_bit_runs(bitmap: ReadableBuffer, first: int, count: int) -> array[int]:
+    """See diskhaul_native.clear_bit_runs."""
+    view = memoryview(bitmap).cast("B")
+    check_bits(first, count, len(view))
+    found = array("Q")
+    for position in range(first, first + count):
+        if view[position // 8] >> position % 8 & 1:
+            continue
+        if found and found[-2] + found[-1] == position:
+            found[-1] += 1
+        else:
+            found.extend((position, 1))
+    return found
 
 
 def address_of(buffer: ReadableBuffer) -> int:

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-_PIECES = re.compile(rb"\x00+|\xff+|[^\x00\xff]+")
+import diskhaul_native as native
 
-
-def _zeros_of(byte: int) -> tuple[tuple[int, int], ...]:
-    runs: list[tuple[int, int]] = []
-    for bit in range(8):
-        if not byte >> bit & 1:
-            if runs and sum(runs[-1]) == bit:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((bit, 1))
-    return tuple(runs)
-
-
-_ZEROS = tuple(map(_zeros_of, range(256)))
+_PIECE = 1 << 16  # runs of bits are found for so many bytes of bitmap at a time
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -36,30 +23,13 @@ def clear_runs(bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:
     Raises:
         ValueError: the bitmap is shorter than `count`.
     """
-    if len(bitmap) * 8 < count:
-        raise ValueError(f"a bitmap of {len(bitmap)} bytes for {count} blocks")
-    for piece in _PIECES.finditer(bitmap):
-        begin = piece.start() * 8
-        if begin >= count:
-            return
-        first = bitmap[piece.start()]
-        if first == 0:
-            yield begin, min(piece.end() * 8, count) - begin
-        elif first != 0xFF:
-            for number in range(piece.start(), piece.end()):
-                for bit, length in _ZEROS[bitmap[number]]:
-                    start = number * 8 + bit
-                    if start < count:
-                        yield start, min(length, count - start)
+    for first in range(0, count, _PIECE * 8):
+        numbers = iter(native.clear_bit_runs(bitmap, first, min(_PIECE * 8, count - first)))
+        yield from zip(numbers, numbers, strict=True)
 
 
 def all_set(bitmap: bytes, first: int, count: int) -> bool:
     """Whether `count` bits from `first` on are all 1; False where the bitmap ends before."""
     if first < 0 or count < 0 or first + count > len(bitmap) * 8:
         return False
-    if count == 0:
-        return True
-    begin, end = first // 8, -(-(first + count) // 8)
-    bits = int.from_bytes(bitmap[begin:end], "little") >> first % 8
-    wanted = (1 << count) - 1
-    return bits & wanted == wanted
+    return not native.clear_bit_runs(bitmap, first, count)
