@@ -1,9 +1,9 @@
 """btrfs on one device (btrfs on-disk format; Linux: include/uapi/linux/btrfs_tree.h).
 
 The filesystem has addresses of its own; chunks map them to the device, once ("single") or twice ("DUP"). What the extent tree
-does not list is free, in each copy; so is what no chunk maps. Nothing on it is ever overwritten in place, so all that its superblock
-leads to is current, mounted or not, unless there is a log of recent fsyncs. It is believed when all checksums on the way are right
-and the extents add up to what the superblock notes.
+does not list is free, in each copy; so is what no chunk maps. Nothing on it is overwritten in place, so all that its superblock
+leads to is current, mounted or not, unless there is a log of recent fsyncs. It is believed when all checksums on the way are
+right and the extents add up to what the superblock notes.
 """
 
 from __future__ import annotations
@@ -243,7 +243,11 @@ class _Btrfs:
         profile = kind & _PROFILES
         if profile not in (_SINGLE, _DUP) or stripes != (2 if profile == _DUP else 1):
             raise not_read("a RAID profile")
-        if len(content) != _CHUNK.size + stripes * _STRIPE.size or length == 0 or (key[2] | length) % self._superblock.sector_size:
+        if (
+            len(content) != _CHUNK.size + stripes * _STRIPE.size
+            or length == 0
+            or (key[2] | length) % self._superblock.sector_size
+        ):
             raise damaged("a chunk is too short")
         copies = []
         for number in range(stripes):

@@ -1,8 +1,8 @@
 """F2FS (Linux: include/linux/f2fs_fs.h, Documentation/filesystems/f2fs.rst).
 
 The segment information table has a bitmap for each segment of the main area, and the checkpoint says which of the table's two
-halves is in use for each of its blocks. It is believed when the last checkpoint was made by unmounting, its checksum is right, and
-bitmaps, their counts and the checkpoint's agree.
+halves is in use for each of its blocks. It is believed when the last checkpoint was made by unmounting, its checksum is right,
+and bitmaps, their counts and the checkpoint's agree.
 """
 
 from __future__ import annotations

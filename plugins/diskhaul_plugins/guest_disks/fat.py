@@ -55,7 +55,7 @@ def read_fat(volume: Volume) -> Reading:
     label = boot[71:82] if layout.bits == 32 else boot[43:54]
     known = Reading(
         type=f"fat{layout.bits}",
-        label=label.decode("cp437").strip(" \0"),
+        label=label.decode("ascii", "replace").strip(" \0"),
         size=min(layout.size, volume.size),
         block_size=layout.cluster_size,
         state="",
@@ -68,7 +68,8 @@ def _layout(boot: bytes) -> _Layout:
     """Read the boot sector. What makes no sense in it makes it something else than FAT: its signature is on any boot sector."""
     if len(boot) < 512 or boot[510:] != b"\x55\xaa" or not (boot[0] == 0xE9 or (boot[0] == 0xEB and boot[2] == 0x90)):
         raise NotThisError
-    sector_size, per_cluster, reserved, tables, root_entries, sectors16, media, length16 = struct.unpack_from("<HBHBHHBH", boot, 11)
+    sector_size, per_cluster, reserved, tables = struct.unpack_from("<HBHB", boot, 11)
+    root_entries, sectors16, media, length16 = struct.unpack_from("<HHBH", boot, 17)
     (sectors32,) = struct.unpack_from("<I", boot, 32)
     (length32,) = struct.unpack_from("<I", boot, 36)
     is_fat32 = length16 == 0  # how every system tells: a FAT12 or FAT16 without a table there could not be read
@@ -119,7 +120,10 @@ def _free(volume: Volume, boot: bytes, layout: _Layout) -> tuple[int, FreeRuns]:
     table_at = _active_table(volume, boot, layout, used_length)
     _check_clean(volume, layout, table_at)
     runs = FreeRuns()
-    cells = _free_12(volume, table_at, used_length) if layout.bits == 12 else _free_cells(volume, table_at, used_length, layout.bits // 8)
+    if layout.bits == 12:
+        cells = _free_12(volume, table_at, used_length)
+    else:
+        cells = _free_cells(volume, table_at, used_length, layout.bits // 8)
     for cell, count in cells:
         begin, end = max(cell, 2), min(cell + count, entries)
         if begin < end:
@@ -132,7 +136,7 @@ def _free(volume: Volume, boot: bytes, layout: _Layout) -> tuple[int, FreeRuns]:
 
 def _active_table(volume: Volume, boot: bytes, layout: _Layout, length: int) -> int:
     """Where the table in use is. Copies that are kept alike have to be alike."""
-    (flags,) = struct.unpack_from("<H", boot, 40)
+    flags: int = struct.unpack_from("<H", boot, 40)[0]
     if layout.bits == 32 and flags & 0x80:
         if flags & 0x0F >= layout.tables:
             raise damaged("uses a table that it does not have")

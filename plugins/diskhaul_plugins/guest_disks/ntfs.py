@@ -224,7 +224,7 @@ class _Ntfs:
         at, flags = struct.unpack_from("<HH", record, 20)
         if not flags & 1:
             raise damaged("a file that it needs is not in use")
-        found = []
+        found: list[_Attribute] = []
         while at + 8 <= len(record):
             kind, length = struct.unpack_from("<II", record, at)
             if kind == _END:
@@ -332,7 +332,7 @@ def _restart_page(head: bytes, at: int | None) -> tuple[int, bool] | None:
         at = next((size for size in sizes if head[size : size + 4] == b"RSTR"), -1)
     if at < 0 or head[at : at + 4] != b"RSTR":
         return None
-    page_size, log_page_size, area_at = struct.unpack_from("<IIH", head, at + 16)
+    page_size, _, area_at = struct.unpack_from("<IIH", head, at + 16)
     if page_size not in (4096, 8192, 16384, 32768) or at + page_size > len(head) or not 30 <= area_at <= _FIXUP_UNIT - 32:
         return None
     page = _without_fixup(head[at : at + page_size])

@@ -28,7 +28,15 @@ class ReaderEntry:
     programs: bool = False
 
 
-READERS = (ReaderEntry("swap", "swap", "read_swap"),)
+READERS = (
+    ReaderEntry("swap", "swap", "read_swap"),
+    ReaderEntry("xfs", "xfs", "read_xfs"),
+    ReaderEntry("btrfs", "btrfs", "read_btrfs"),
+    ReaderEntry("f2fs", "f2fs", "read_f2fs"),
+    ReaderEntry("ntfs", "ntfs", "read_ntfs"),
+    ReaderEntry("exfat", "exfat", "read_exfat"),
+    ReaderEntry("fat", "fat", "read_fat"),
+)
 """In the order in which they are asked."""
 
 FAMILIES = tuple(dict.fromkeys(entry.family for entry in READERS))

@@ -97,7 +97,7 @@ def _superblock(raw: bytes) -> Superblock:
     has_meta_uuid = number == 5 and incompat & 0x4
 
     def place(block: int) -> int:
-        return (block >> group_log) * group_blocks + (block & (1 << group_log) - 1)
+        return int((block >> group_log) * group_blocks + (block & (1 << group_log) - 1))
 
     return Superblock(
         block_size=block_size,
@@ -162,8 +162,8 @@ def _check_superblock(volume: Volume, superblock: Superblock) -> None:
 
 def _checksum_is_right(block: bytes, at: int) -> bool:
     """CRC-32C of the block with zeros in the checksum's place; it is kept in little-endian order, as nothing else is."""
-    expected = native.crc32c(block[at + 4 :], native.crc32c(bytes(4), native.crc32c(block[:at])))
-    return struct.unpack_from("<I", block, at)[0] == expected
+    expected = native.crc32c(block[:at] + bytes(4) + block[at + 4 :])
+    return bool(struct.unpack_from("<I", block, at)[0] == expected)
 
 
 @dataclass(slots=True)

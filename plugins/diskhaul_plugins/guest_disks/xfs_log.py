@@ -148,7 +148,9 @@ class _Record:
     header: bytes
 
     def checksum(self) -> int:
-        return native.crc32c(self.content, native.crc32c(self.header[36:], native.crc32c(bytes(4), native.crc32c(self.header[:32]))))
+        return native.crc32c(
+            self.content, native.crc32c(self.header[36:], native.crc32c(bytes(4), native.crc32c(self.header[:32])))
+        )
 
     def is_unmount(self) -> bool:
         return self.operations == 1 and len(self.content) > 9 and bool(self.content[9] & _UNMOUNT)
