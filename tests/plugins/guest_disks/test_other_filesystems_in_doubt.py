@@ -217,7 +217,7 @@ def test_ntfs_of_a_hibernated_windows(
 def test_ntfs_whose_bitmap_frees_the_table_of_files(make: Callable[[Kind], Path]) -> None:
     kind = Ntfs()
     image = make(kind)
-    bitmap = _data_run(image, 6)
+    _put(image, _data_run(image, 6), b"\x00")
     _assert_kept(kind, image, "has errors", "what it needs itself")
 
 
