@@ -121,6 +121,27 @@ class DiskWriter(Protocol):
     def close(self) -> object: ...
 
 
+class DiskInPlace(DiskReader, Protocol):
+    """An existing disk of a guest that is off, opened so that ranges of it can be made zero. Nothing else of it can be changed."""
+
+    def zero(self, offset: int, length: int, /) -> object:
+        """Make a range read as zeros, best without giving it blocks that it does not have. Called by one thread at a time.
+
+        Interrupted anywhere, each byte of the range is what it was or zero, and no other byte has changed.
+        """
+        ...
+
+    def users(self) -> Iterable[str]:
+        """Who else may be writing to the disk right now, one phrase each, as `Storage.in_use`; asked of what was opened."""
+        ...
+
+    def flush(self) -> object:
+        """Return once all zeros are durable (fsync). A failure is final: it is not retried."""
+        ...
+
+    def close(self) -> object: ...
+
+
 class Storage(Protocol):
     """How a disk's bytes are reached."""
 
@@ -157,6 +178,18 @@ class Storage(Protocol):
         A storage that has it lets an import be refused before anything is written; otherwise `create` fails half-way.
         """
         return ()
+
+    def open_in_place(self, disk: Disk, /) -> DiskInPlace:
+        """Open the existing `disk` to zero ranges of it, kept from others as far as that can be had. Changes nothing yet.
+
+        Raises:
+            StorageError: it is in use, or cannot be written.
+        """
+        raise StorageError("this storage cannot zero disks in place", path=disk.label)
+
+    def check_in_place(self, disk: Disk, /) -> Iterable[str]:
+        """Reasons why `open_in_place` would fail even once the guest is off, one line each. Must not change anything."""
+        return (f"{disk.label}: its storage cannot zero disks in place",)
 
     def location(self, disk: Disk, /) -> str:
         """A stable name for where the disk's bytes are, to recognise that two disks are one. "" when there is none."""
@@ -411,8 +444,16 @@ class ZeroFill(Protocol):
         """
         return DiskMap(size=reader.size, regions=(), free=tuple(self.free_extents(disk, reader)))
 
-    def zero(self, disk: Disk, /, *, deadline_s: float) -> object:
-        """Zero the free space in place."""
+    def zero(self, disk: Disk, target: DiskInPlace, /, *, deadline_s: float, cancelled: Callable[[], bool]) -> object:
+        """Zero the free space of `disk` in place, and return once that is durable; best return a `DiskMap` of what was done.
+
+        `target` is the disk. Its `zero` raises once the time is over or the run was cancelled; then, and whenever else something
+        fails, nothing more is written, and what was not zeroed stays as it is.
+
+        Args:
+            deadline_s: seconds it may take.
+            cancelled: whether to stop before that.
+        """
         raise StorageError("this zero-fill backend does not write", path=disk.label)
 
 

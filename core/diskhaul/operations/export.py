@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import cast
 
 from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
 from ..errors import DiskhaulError, RefusedError, UnknownBackendError
@@ -300,13 +301,26 @@ class ExportOperation(Operation[ExportResult]):
                 return list(error.problems)
             if choice.backend is not None:
                 self.zero_fills[disk.index] = (choice.name, choice.backend)
-                if choice.backend.writes and self.running and not options.shutdown:
-                    problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
+                if choice.backend.writes:
+                    if self.running and not options.shutdown:
+                        problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
+                    problems += self._in_place_problems(disk)
             elif options.zero_fill:
                 problems.append(f"{disk.label}: zero-fill {options.zero_fill} cannot be used: {'; '.join(choice.reasons)}")
             else:
                 self.feedback.warn(f"{disk.label}: nothing is skipped as free: {'; '.join(choice.reasons)}")
         return problems
+
+    def _in_place_problems(self, disk: Disk) -> list[str]:
+        """Why the storage could not zero `disk` in place."""
+
+        def ask() -> Iterable[object]:
+            asked = getattr(self.host.storage(disk.storage), "check_in_place", None)
+            if not callable(asked):  # the method is optional
+                return [f"{disk.label}: its storage cannot zero disks in place"]
+            return cast(Iterable[object], asked(disk))
+
+        return problems_from(disk.label, ask)
 
     def _cleanup_problems(self) -> list[str]:
         """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""

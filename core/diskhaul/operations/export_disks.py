@@ -16,8 +16,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ..api import DiskReader, Extent
-from ..errors import DiskhaulError, GuestError, OperationFailedError, SnapshotError
+from ..api import DiskMap, DiskReader, Extent
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
 from ..model import Disk
 from ..options import MIB
 from ..pipeline.free_space import checked_free_extents
@@ -30,6 +30,7 @@ from .export_task import ExportTask
 from .guest import GuestHangsError, GuestKeeper, guest_call
 from .run_state import RunState, UndoStep
 from .snapshots import SnapshotSet
+from .zeroing import zero_in_place
 
 _THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
 
@@ -193,10 +194,22 @@ class ExportDisks:
                 disk, left_s = self._instance.disks[index], until - time.monotonic()
                 if left_s <= 0:
                     raise OperationFailedError(f"{disk.label}: no time left to zero its free space; raise the zeroing timeouts")
+                storage = self._task.operation.host.storage(disk.storage)
+                stall_s = self._options.stall_timeout_s
                 try:
-                    within(left_s, f"zeroing {disk.label}", lambda d=disk, b=backend, s=left_s: b.zero(d, deadline_s=s))  # type: ignore[misc]
+                    done = zero_in_place(backend, storage, disk, limit_s=left_s, stall_s=stall_s, token=self._token)
+                except InterruptedRunError:
+                    raise
                 except Exception as error:
                     raise OperationFailedError(f"{disk.label}: zeroing by {name} failed: {error}") from error
+                self._tell_what_was_kept(disk, name, done)
+
+    def _tell_what_was_kept(self, disk: Disk, name: str, done: object) -> None:
+        """Warn of filesystems that were left as they are, so that nobody wonders about the export's size."""
+        if isinstance(done, DiskMap):
+            for region in done.regions:
+                if region.kept and region.state:
+                    self._feedback.warn(f"{disk.label}, {region.place}: {region.type} is not zeroed by {name}: {region.kept}")
 
     # --- meanwhile --------------------------------------------------------------------------------------------------
 
