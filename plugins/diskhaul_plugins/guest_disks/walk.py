@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from diskhaul.api import DiskRegion
 
 from .gpt import read_gpt
+from .lvm import PhysicalVolume, read_physical_volume, volume_groups
 from .mbr import read_mbr
 from .reading import NotThisError, Reader, Reading
 from .signatures import claims
@@ -42,6 +43,8 @@ class _Node:
     type: str
     kept: str = ""
     reading: Reading | None = None
+    label: str = ""
+    covers: bool = True  # False: where it lies is not known, its volume is what it lies on
     inside: list[_Node] = field(default_factory=list)
     free: array[int] = field(default_factory=lambda: array("Q"))
 
@@ -60,12 +63,20 @@ class Walk:
         self._count = 0
         self._ranges = 0
         self._least = 1  # free ranges shorter than this are kept
+        self._physical: list[tuple[_Node, PhysicalVolume]] = []  # physical volumes whose groups have not been looked for
         self._arrays: list[array[int]] = []
         self._roots: list[_Node] = []
 
     def run(self, disk: Volume) -> None:
-        """Look through `disk`."""
+        """Look through `disk`: first what it and its partitions hold, then the logical volumes, which may lie on several."""
         self._roots = [self._look(disk, "disk", 0)]
+        for _ in range(MAX_DEPTH):
+            found, self._physical = self._physical, []
+            if not found:
+                return
+            self._assemble(found)
+        for node, _ in self._physical:
+            node.kept = "nested too deep"
 
     def regions(self) -> tuple[DiskRegion, ...]:
         """What was found: each region before those in it."""
@@ -115,6 +126,10 @@ class Walk:
             return _Node(place, volume, kind, problem)
         if table is not None:
             return self._partitioned(volume, place, depth, table)
+        if kind == "lvm":
+            node = _Node(place, volume, kind)
+            self._physical.append((node, read_physical_volume(volume)))
+            return node
         return self._filesystem(volume, place, kind)
 
     def _partitioned(self, volume: Volume, place: str, depth: int, table: Table) -> _Node:
@@ -126,6 +141,21 @@ class Walk:
             part = Part(volume, partition.offset, partition.size)
             node.inside.append(self._look(part, inner, depth + 1, partition.problem))
         return node
+
+    def _assemble(self, found: Sequence[tuple[_Node, PhysicalVolume]]) -> None:
+        """Put logical volumes together, and look into them; each is listed with the first physical volume of its group."""
+        for group in volume_groups([physical for _, physical in found]):
+            nodes = [found[index][0] for index in group.on]
+            for node in nodes:
+                node.label, node.kept = group.name, group.problem
+            for logical in group.volumes:
+                where = f"{nodes[0].place}, " if len(nodes) == 1 and nodes[0].place != "disk" else ""
+                place = f"{where}volume {group.name}/{logical.name}"
+                if logical.volume is None:
+                    inner = _Node(place, nodes[0].volume, logical.kind, logical.problem, covers=False)
+                else:
+                    inner = self._look(logical.volume, place, 1)
+                nodes[0].inside.append(inner)
 
     def _filesystem(self, volume: Volume, place: str, kind: str) -> _Node:
         for reader in self._readers:
@@ -188,14 +218,14 @@ def _read_table(volume: Volume) -> Table | None:
 
 
 def _region(node: _Node) -> DiskRegion:
-    begin = next(iter(node.volume.on_disk(0, 1)))[0] if node.volume.size else 0
+    begin = min((offset for offset, _ in node.volume.on_disk(0, min(node.volume.size, 1))), default=0)
     reading = node.reading
     return DiskRegion(
         place=node.place[:MAX_TEXT],
         offset=begin,
-        length=node.volume.size,
+        length=node.volume.size if node.covers else 0,
         type=node.type[:MAX_TEXT],
-        label=reading.label[:MAX_TEXT] if reading is not None else "",
+        label=(reading.label if reading is not None else node.label)[:MAX_TEXT],
         state=reading.state[:MAX_TEXT] if reading is not None else "",
         block_size=reading.block_size if reading is not None else 0,
         free=reading.free if reading is not None else None,
