@@ -122,7 +122,7 @@ class DiskWriter(Protocol):
 
 
 class DiskInPlace(DiskReader, Protocol):
-    """An existing disk of a guest that is off, opened so that ranges of it can be made zero. Nothing else of it can be changed."""
+    """An existing disk of a guest that is off, opened so that ranges of it can be made zero, and nothing else."""
 
     def zero(self, offset: int, length: int, /) -> object:
         """Make a range read as zeros, best without giving it blocks that it does not have. Called by one thread at a time.

@@ -131,6 +131,12 @@ def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
         create=_create("zerofills.skip", "SwapZeroFill"),
         capability=_capability("zerofills.skip"),
     )
+    yield ZeroFillSpec(
+        name="fill",
+        summary="zeroes the free space of a stopped instance's disks in place",
+        create=_create("zerofills.fill", "FillZeroFill"),
+        capability=_capability("zerofills.fill"),
+    )
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from ..api import DiskInPlace, Storage, ZeroFill
 from ..cancellation import CancellationToken
@@ -12,6 +13,7 @@ from ..errors import InterruptedRunError, OperationFailedError
 from ..model import Disk
 from .deadlines import within
 
+T = TypeVar("T")
 NOTICE_S = 10.0
 """How much longer than its time a backend may take to notice that it is over."""
 
@@ -46,8 +48,8 @@ def zero_in_place(
 class GuardedDisk:
     """A disk that is zeroed until `end` is called, the time is over, or the run was cancelled; `DiskInPlace`.
 
-    A backend whose call was left behind may go on: what it asks for then is refused. So its stale idea of what is free cannot hurt a
-    guest that runs again. Thread-safe.
+    A backend whose call was left behind may go on: what it asks for then is refused. So its stale idea of what is free cannot
+    hurt a guest that runs again. Thread-safe.
     """
 
     def __init__(self, disk: DiskInPlace, label: str, until: float, token: CancellationToken) -> None:
@@ -73,7 +75,7 @@ class GuardedDisk:
         return self._during(lambda: self._disk.zero(offset, length))
 
     def users(self) -> Iterable[str]:
-        return list(self._during(self._disk.users))  # type: ignore[call-overload]
+        return self._during(lambda: list(self._disk.users()))
 
     def flush(self) -> object:
         return self._during(self._disk.flush)
@@ -91,7 +93,7 @@ class GuardedDisk:
             self._ended = True
             return self._changed.wait_for(lambda: self._active == 0, patience_s)
 
-    def _during(self, call: Callable[[], object]) -> object:
+    def _during(self, call: Callable[[], T]) -> T:
         with self._changed:
             self._check()
             self._active += 1

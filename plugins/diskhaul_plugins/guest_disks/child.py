@@ -22,14 +22,14 @@ ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16-le", "utf-16-be")
 """Those that readers use for labels and names."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], *, only_clean: bool = False) -> int:
     size, disk, *families = arguments
     loaded = load_readers(families)
     volume = _volume(disk, int(size))
     for encoding in ENCODINGS:
         codecs.lookup(encoding)  # loads a module, which is no longer possible inside
     sandbox.enter(programs=loaded.programs)
-    walk = Walk(loaded.readers, loaded.missing)
+    walk = Walk(loaded.readers, loaded.missing, only_clean=only_clean)
     walk.run(volume)
     answer = memoryview(wire.encode(walk.regions(), walk.free_ranges()))
     while answer:
@@ -46,10 +46,10 @@ def _volume(disk: str, size: int) -> Volume:
     return wire.AskedDisk(socket.socket(fileno=int(number)), size)
 
 
-def start() -> NoReturn:
-    """Run as a program does."""
+def start(*, only_clean: bool = False) -> NoReturn:
+    """Run as a program does. `only_clean`: what is not in the state "clean" is kept, as if nothing of it were free."""
     try:
-        code = main(sys.argv[1:])
+        code = main(sys.argv[1:], only_clean=only_clean)
     except Exception as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         code = 1

@@ -26,14 +26,17 @@ from . import wire
 DEADLINE_S = 120.0
 _ENDED_S = 5.0  # how long a process may take to disappear that has said all, or was killed
 _MAX_COMPLAINT = 64 << 10
-_START = "import sys; sys.path += sys.argv.pop(1).split(':'); from diskhaul_plugins.guest_disks.child import start; start()"
+_SET_UP = "import sys; sys.path += sys.argv.pop(1).split(':')\n"
+PROGRAM = "from diskhaul_plugins.guest_disks.child import start; start()"
 
 
 class GuestDiskReaderError(OperationFailedError):
     """The process that was to read a guest's disk failed, or answered nonsense. Nothing of the disk is known."""
 
 
-def inspect_disk(reader: DiskReader, families: Sequence[str], *, deadline_s: float = DEADLINE_S) -> DiskMap:
+def inspect_disk(
+    reader: DiskReader, families: Sequence[str], *, deadline_s: float = DEADLINE_S, program: str = PROGRAM
+) -> DiskMap:
     """What the disk behind `reader` holds, as the readers of `families` see it.
 
     It is read through a read-only descriptor of its own where `reader` has one, and else through `reader.read_into`, in this
@@ -44,7 +47,7 @@ def inspect_disk(reader: DiskReader, families: Sequence[str], *, deadline_s: flo
     """
     with ExitStack() as stack:
         disk, channel = _disk_for_child(reader, stack)
-        process = _start(reader.size, disk, families, stack)
+        process = _start(program, reader.size, disk, families, stack)
         conversation = _Conversation(process, reader, channel)
         with _ended(process):
             conversation.run(time.monotonic() + deadline_s)
@@ -74,7 +77,7 @@ def _reopened(reader: DiskReader) -> int | None:
         return None
 
 
-def _start(size: int, disk: tuple[str, int], families: Sequence[str], stack: ExitStack) -> subprocess.Popen[bytes]:
+def _start(program: str, size: int, disk: tuple[str, int], families: Sequence[str], stack: ExitStack) -> subprocess.Popen[bytes]:
     roots = dict.fromkeys(str(Path(file).resolve().parents[depth]) for file, depth in ((__file__, 2), (diskhaul.__file__, 1)))
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
     if "LD_LIBRARY_PATH" in os.environ:  # this interpreter may be one that needs it
@@ -82,7 +85,7 @@ def _start(size: int, disk: tuple[str, int], families: Sequence[str], stack: Exi
     kind, number = disk
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, ":".join(roots), str(size), f"{kind}:{number}", *families],
+            [sys.executable, "-I", "-c", _SET_UP + program, ":".join(roots), str(size), f"{kind}:{number}", *families],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -57,9 +57,9 @@ class _Node:
 class Walk:
     """Looks through one disk. Use once: `run`, then `regions` and `free_ranges`."""
 
-    def __init__(self, readers: Sequence[Reader], missing: Sequence[str] = ()) -> None:
-        """`missing`: why readers that were wanted are not among `readers`."""
-        self._readers, self._missing = readers, missing
+    def __init__(self, readers: Sequence[Reader], missing: Sequence[str] = (), *, only_clean: bool = False) -> None:
+        """`missing`: why readers that were wanted are not among `readers`. `only_clean`: keep what is in any other state."""
+        self._readers, self._missing, self._only_clean = readers, missing, only_clean
         self._count = 0
         self._ranges = 0
         self._least = 1  # free ranges shorter than this are kept
@@ -173,6 +173,8 @@ class Walk:
         node = _Node(place, volume, reading.type, reading.kept, reading)
         if reading.size > volume.size and not node.kept:
             node.kept = "larger than what it lies on"
+        if self._only_clean and reading.state != "clean" and not node.kept:
+            node.kept = f"is not clean: {reading.state}"
         end = 0
         if not node.kept:
             self._arrays.append(node.free)

@@ -118,7 +118,7 @@ class FileStorage(Storage):
         return FileWriter(descriptor, directory, size, path)
 
     def open_in_place(self, disk: Disk, /) -> RawInPlace:
-        """The configured path may be a link, as when it is read: what is opened is what is looked at, and only zeros are written."""
+        """The configured path may be a link, as when it is read: what is opened is what will be looked at."""
         path = disk_path(disk)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

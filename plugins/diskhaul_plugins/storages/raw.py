@@ -104,8 +104,8 @@ class RawReader:
 class RawInPlace(RawReader):
     """A file or block device whose ranges are made zero; closes `descriptor`, which is good for both, when it is closed.
 
-    The kernel takes blocks away where it can ("punch"): nothing is read then. Where it cannot, what is zero already is left alone, so
-    that a thin volume does not get blocks for zeros.
+    The kernel takes blocks away where it can ("punch"): nothing is read then. Where it cannot, what is zero already is left
+    alone, so that a thin volume does not get blocks for zeros.
     """
 
     def __init__(self, descriptor: int, size: int, path: str, users: Callable[[], Iterable[str]]) -> None:
