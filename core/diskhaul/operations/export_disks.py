@@ -237,7 +237,7 @@ class ExportDisks:
                 lambda: checked_free_extents(backend.free_extents(disk, source.reader), source.size),
             )
         except Exception as error:  # free space is a saving, never a reason to fail
-            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {error or type(error).__name__}")
+            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {str(error) or type(error).__name__}")
             return ()
 
     def sent(self, disk: Disk, source: Source) -> None:

@@ -12,7 +12,7 @@ from diskhaul.api import BackendContext, Capability, DiskMap, DiskReader, Extent
 from diskhaul.errors import RefusedError
 from diskhaul.model import Disk
 
-from ..guest_disks.inspection import DEADLINE_S, inspect_disk
+from ..guest_disks.inspection import DEADLINE_S, PROGRAM, inspect_disk
 from ..guest_disks.readers import FAMILIES
 
 
@@ -31,6 +31,7 @@ class SkipZeroFill(ZeroFill):
     families: ClassVar[Sequence[str]] = FAMILIES
     """The readers that it asks (`diskhaul_plugins.guest_disks.readers`)."""
 
+    program: ClassVar[str] = PROGRAM
     writes = False
 
     def __init__(self, context: BackendContext) -> None:
@@ -46,7 +47,7 @@ class SkipZeroFill(ZeroFill):
         return self.inspect(disk, reader).free
 
     def inspect(self, disk: Disk, reader: DiskReader, /) -> DiskMap:
-        return inspect_disk(reader, self.families, deadline_s=self._timeout_s)
+        return inspect_disk(reader, self.families, deadline_s=self._timeout_s, program=self.program)
 
 
 class SwapZeroFill(SkipZeroFill):
