@@ -1,4 +1,4 @@
-"""The process in which a guest's disk is read, a fresh interpreter with the arguments SIZE DISK FAMILY...
+"""The process in which a guest's disk is read, a fresh interpreter with the arguments SIZE SECONDS DISK FAMILY...
 
 DISK is the number of a descriptor: of the disk itself ("disk:3"), or of a socket over which it is asked for ("asked:3"). The
 answer goes to standard output, a failure's last line to standard error.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16-le", "utf-16-be")
 
 
 def main(arguments: Sequence[str], *, only_clean: bool = False) -> int:
-    size, disk, *families = arguments
+    size, seconds, disk, *families = arguments
+    signal.alarm(max(int(seconds), 1))  # ends this process, should nobody else
     loaded = load_readers(families)
     volume = _volume(disk, int(size))
     for encoding in ENCODINGS:

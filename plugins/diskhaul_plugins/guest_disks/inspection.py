@@ -42,28 +42,17 @@ def inspect_disk(
     It is read through a read-only descriptor of its own where `reader` has one, and else through `reader.read_into`, in this
     thread. Thread-safe. Ends the process on every path, an exception from outside (Ctrl-C) included.
 
+    `program` is what the process runs, after its path has been set up; tests have one that misbehaves.
+
     Raises:
         GuestDiskReaderError: the process crashed, took longer than `deadline_s`, or answered nonsense.
     """
     with ExitStack() as stack:
-        disk, channel = _disk_for_child(reader, stack)
-        process = _start(program, reader.size, disk, families, stack)
+        process, channel = _start(reader, [program, str(reader.size), f"{deadline_s + _ENDED_S:.0f}"], families, stack)
         conversation = _Conversation(process, reader, channel)
         with _ended(process):
             conversation.run(time.monotonic() + deadline_s)
         return conversation.result()
-
-
-def _disk_for_child(reader: DiskReader, stack: ExitStack) -> tuple[tuple[str, int], socket.socket | None]:
-    """What the child reads the disk through, and where this process answers it, if it has to."""
-    descriptor = _reopened(reader)
-    if descriptor is not None:
-        stack.callback(os.close, descriptor)
-        return ("disk", descriptor), None
-    ours, childs = socket.socketpair()
-    stack.enter_context(ours)
-    stack.enter_context(childs)
-    return ("asked", childs.fileno()), ours
 
 
 def _reopened(reader: DiskReader) -> int | None:
@@ -77,21 +66,37 @@ def _reopened(reader: DiskReader) -> int | None:
         return None
 
 
-def _start(program: str, size: int, disk: tuple[str, int], families: Sequence[str], stack: ExitStack) -> subprocess.Popen[bytes]:
+def _start(
+    reader: DiskReader, command: Sequence[str], families: Sequence[str], stack: ExitStack
+) -> tuple[subprocess.Popen[bytes], socket.socket | None]:
+    """Start the child; return it, and over what it asks for the disk, if it has to. `stack` closes what is left open here."""
+    with ExitStack() as handed_over:
+        descriptor = _reopened(reader)
+        if descriptor is not None:
+            handed_over.callback(os.close, descriptor)
+            return _spawn([*command, f"disk:{descriptor}", *families], descriptor, stack), None
+        channel, childs = socket.socketpair()
+        stack.enter_context(channel)
+        handed_over.enter_context(childs)
+        return _spawn([*command, f"asked:{childs.fileno()}", *families], childs.fileno(), stack), channel
+
+
+def _spawn(command: Sequence[str], descriptor: int, stack: ExitStack) -> subprocess.Popen[bytes]:
+    """A fresh interpreter with a program and its arguments, and one descriptor besides its output."""
     roots = dict.fromkeys(str(Path(file).resolve().parents[depth]) for file, depth in ((__file__, 2), (diskhaul.__file__, 1)))
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
     if "LD_LIBRARY_PATH" in os.environ:  # this interpreter may be one that needs it
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    kind, number = disk
+    program, *arguments = command
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _SET_UP + program, ":".join(roots), str(size), f"{kind}:{number}", *families],
+            [sys.executable, "-I", "-c", _SET_UP + program, ":".join(roots), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd="/",
             env=environment,
-            pass_fds=(number,),
+            pass_fds=(descriptor,),
             start_new_session=True,
         )
     except OSError as error:

@@ -15,9 +15,9 @@ class ReaderEntry:
 
     Attributes:
         family: what backends choose it by.
-        module: relative to this package. Its function ``prepare() -> None``, where it has one, is called first, with all
-            privileges and before the disk is looked at: to load libraries, and to find programs. It raises when the reader
-            cannot work here; the text tells why.
+        module: with a leading dot, relative to this package. Its function ``prepare() -> None``, where it has one, is called
+            first, with all privileges and before the disk is looked at: to load libraries, and to find programs. It raises when
+            the reader cannot work here; the text tells why.
         function: the reader's name there.
         programs: it runs other programs. Whoever wants it gets a child process that may.
     """
@@ -29,13 +29,13 @@ class ReaderEntry:
 
 
 READERS = (
-    ReaderEntry("swap", "swap", "read_swap"),
-    ReaderEntry("xfs", "xfs", "read_xfs"),
-    ReaderEntry("btrfs", "btrfs", "read_btrfs"),
-    ReaderEntry("f2fs", "f2fs", "read_f2fs"),
-    ReaderEntry("ntfs", "ntfs", "read_ntfs"),
-    ReaderEntry("exfat", "exfat", "read_exfat"),
-    ReaderEntry("fat", "fat", "read_fat"),
+    ReaderEntry("swap", ".swap", "read_swap"),
+    ReaderEntry("xfs", ".xfs", "read_xfs"),
+    ReaderEntry("btrfs", ".btrfs", "read_btrfs"),
+    ReaderEntry("f2fs", ".f2fs", "read_f2fs"),
+    ReaderEntry("ntfs", ".ntfs", "read_ntfs"),
+    ReaderEntry("exfat", ".exfat", "read_exfat"),
+    ReaderEntry("fat", ".fat", "read_fat"),
 )
 """In the order in which they are asked."""
 
@@ -60,12 +60,12 @@ def load_readers(families: Collection[str]) -> LoadedReaders:
         if entry.family not in families:
             continue
         try:
-            module = import_module(f"{__package__}.{entry.module}")
+            module = import_module(entry.module, __package__)
             prepare: Callable[[], object] | None = getattr(module, "prepare", None)
             if prepare is not None:
                 prepare()
             readers.append(getattr(module, entry.function))
             programs = programs or entry.programs
         except Exception as error:  # libraries are missing in many ways
-            missing.append(f"{entry.family}: {error or type(error).__name__}")
+            missing.append(f"{entry.family}: {str(error) or type(error).__name__}")
     return LoadedReaders(tuple(readers), tuple(missing), programs)

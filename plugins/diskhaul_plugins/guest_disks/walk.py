@@ -164,7 +164,7 @@ class Walk:
             except NotThisError:
                 continue
             except Exception as error:  # a reader may raise anything: then all is kept
-                return _Node(place, volume, kind, f"cannot be understood: {error or type(error).__name__}")
+                return _Node(place, volume, kind, f"cannot be understood: {str(error) or type(error).__name__}")
             return self._read(volume, place, reading)
         reason = "nothing that is known" if kind == "unknown" else f"free space of {kind} is not known"
         return _Node(place, volume, kind, "; ".join((reason, *self._missing)))

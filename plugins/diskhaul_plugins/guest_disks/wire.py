@@ -88,7 +88,7 @@ def _region(record: object, size: int) -> DiskRegion:
         raise NonsenseError("a region has other fields")
     for name, value in record.items():
         if name in _TEXTS:
-            if not isinstance(value, str) or len(value) > _MAX_TEXT:
+            if not isinstance(value, str) or len(value) > _MAX_TEXT or any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise NonsenseError(f"a region's {name} is no text")
         elif not (name == "free" and value is None) and (type(value) is not int or not 0 <= value < 1 << 63):
             raise NonsenseError(f"a region's {name} is no size")
