@@ -17,9 +17,13 @@ import threading
 from pathlib import Path
 
 DIRECTORIES = 6
-FILES_EACH = 40
+FILES_EACH = 70
 LARGEST = 24_000
 WRITERS = 3
+BALLAST = 0.5
+"""So much of the space is full from the beginning, so that what is freed is soon used again."""
+JOURNAL_MAGIC = bytes.fromhex("c03b3998")
+"""What a journal's own blocks begin with: others that do have to be marked in it."""
 
 
 def sync_directory(path: Path) -> None:
@@ -65,7 +69,8 @@ class Writer:
 
     def create(self) -> None:
         path = self.new_path()
-        path.write_bytes(self.random.randbytes(self.random.randrange(LARGEST)))
+        content = self.random.randbytes(self.random.randrange(LARGEST))
+        path.write_bytes(content if self.random.random() < 0.8 else JOURNAL_MAGIC + content)
         self.durable(path)
 
     def overwrite(self) -> None:
@@ -124,7 +129,9 @@ def main() -> None:
     root, seed = Path(sys.argv[1]), int(sys.argv[2])
     for number in range(DIRECTORIES):
         (root / f"d{number}").mkdir()
-    sync_directory(root)
+    space = os.statvfs(root)
+    (root / "ballast").write_bytes(b"b" * int(BALLAST * space.f_bavail * space.f_frsize))
+    os.sync()
     for name in range(WRITERS):
         threading.Thread(target=Writer(root, name, seed).work).start()
 
