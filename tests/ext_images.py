@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diskhaul_plugins.guest_disks.ext import read_ext
+from diskhaul_plugins.guest_disks.ext.journal import Journal, Replayed, read_journal, replay
+from diskhaul_plugins.guest_disks.ext.libext2fs import load, open_filesystem
+from diskhaul_plugins.guest_disks.ext.superblock import read_superblock
 from diskhaul_plugins.guest_disks.reading import Reading
 from diskhaul_plugins.guest_disks.volume import WholeDisk
 
@@ -52,13 +55,49 @@ def mounted(image: Path, at: Path, options: str = "loop") -> Iterator[Path]:
         run("umount", at)
 
 
-def read(image: Path) -> Reading:
-    """What the reader says."""
+@contextmanager
+def opened(image: Path) -> Iterator[WholeDisk]:
+    """The image as a volume."""
     descriptor = os.open(image, os.O_RDONLY)
     try:
-        return read_ext(WholeDisk(descriptor, os.lseek(descriptor, 0, os.SEEK_END)))
+        yield WholeDisk(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
     finally:
         os.close(descriptor)
+
+
+def read(image: Path) -> Reading:
+    """What the reader says."""
+    with opened(image) as volume:
+        return read_ext(volume)
+
+
+def foreseen(volume: WholeDisk) -> tuple[Journal, dict[int, int]]:
+    """The filesystem's journal, and what replaying it would change."""
+    with open_filesystem(volume, read_superblock(volume)) as filesystem:
+        journal = read_journal(filesystem, load())
+    return journal, replay(journal, volume, load())
+
+
+def assert_replay_is_foreseen(image: Path, work: Path) -> dict[int, int]:
+    """e2fsck's replay makes of the disk what was foreseen, block by block. Returns what was."""
+    after = filled(image, work / f"{image.name}.replayed", (), ZEROS)
+    run("e2fsck", "-y", "-E", "journal_only", after, codes=(0, 1))
+    with opened(image) as before, opened(after) as volume:
+        journal, changed = foreseen(before)
+        size = journal.block_size
+        view = Replayed(before, size, changed)
+        own = {
+            journal.file.on_disk(0),
+            1024 // size,
+        }  # the superblocks of the journal and the filesystem: e2fsck writes what it did
+        different = [
+            block
+            for block in range(before.size // size)
+            if volume.read(block * size, size) != view.read(block * size, size) and block not in own
+        ]
+    after.unlink()
+    assert different == []
+    return changed
 
 
 def reported(image: Path, *, is_sound: bool = True) -> tuple[list[tuple[int, int]], int]:

@@ -25,7 +25,7 @@ import diskhaul_native as native
 from diskhaul_plugins.guest_disks.reading import Reading
 
 from ..conftest import LoopFilesystem
-from ..ext_images import GARBAGE, PROGRAMS, check, filled, make, mounted, read, reported, run, tree
+from ..ext_images import GARBAGE, PROGRAMS, assert_replay_is_foreseen, check, filled, make, mounted, read, reported, run, tree
 
 BATCH = 40
 SIZE_MIB = 16
@@ -192,6 +192,7 @@ def test_whatever_a_snapshot_under_load_needs_is_not_skipped(
         reading = read(snapshot.image)
         assert reading.kept == ""
         assert reading.runs.total == reading.free
+        assert_replay_is_foreseen(snapshot.image, tmp_path)
         expected = assert_nothing_is_lost(snapshot, reading, at, by_kernel=number % 2 == 0)
         replayed += reading.state == "journal replayed"
         if reported(snapshot.image, is_sound=False)[0] != list(reading.runs):
