@@ -7,6 +7,16 @@ together: nothing is ever written, and whatever does not fit means that nothing 
 
 from __future__ import annotations
 
+from .libext2fs import load
 from .reader import read_ext
 
-__all__ = ["read_ext"]
+__all__ = ["prepare", "read_ext"]
+
+
+def prepare() -> None:
+    """Load what a process without rights cannot load any more.
+
+    Raises:
+        KeptError: libext2fs is not here.
+    """
+    load()

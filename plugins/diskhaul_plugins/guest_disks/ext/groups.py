@@ -12,8 +12,8 @@ from .errors import KeptError
 from .libext2fs import Filesystem
 from .superblock import MMP
 
-MAX_RUNS = 1 << 22
-"""Ranges that are remembered (64 MiB). Where there are more, the shortest ones are kept on the disk instead."""
+MAX_RUNS = 1 << 21
+"""Ranges that are remembered (32 MiB). Where there are more, the shortest ones are kept on the disk instead."""
 
 
 def free_runs(filesystem: Filesystem) -> tuple[FreeRuns, int]:

@@ -35,9 +35,9 @@ NONE = 0xFFFFFFFF
 
 MAX_PIECES = 1 << 16
 """Pieces that the journal's file may be in on the disk."""
-MAX_BLOCKS = 1 << 20
-"""Blocks of the journal that are gone through, and blocks that it may revoke: 4 GiB in blocks of 4 KiB, of which the kernel
-makes journals of 1 GiB."""
+MAX_BLOCKS = 1 << 19
+"""Blocks of the journal that are gone through, and blocks that it may revoke: 2 GiB in blocks of 4 KiB, in which mke2fs makes
+journals of 1 GiB at most unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

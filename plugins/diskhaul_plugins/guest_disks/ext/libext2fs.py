@@ -88,6 +88,7 @@ struct struct_ext2_filsys { /* the beginning of it */
     unsigned int inode_blocks_per_group;
 };
 
+void initialize_ext2_error_table(void);
 int ext2fs_get_library_version(const char **ver_string, const char **date_string);
 errcode_t ext2fs_open2(const char *name, const char *io_options, int flags, int superblock, unsigned int block_size,
                        io_manager manager, ext2_filsys *ret_fs);
@@ -127,6 +128,7 @@ class Library:
         ffi.cdef(DECLARATIONS)
         self.ffi = ffi
         self.ext2fs = ffi.dlopen(LIBRARIES[0])
+        self.ext2fs.initialize_ext2_error_table()
         self._error_message = ffi.dlopen(LIBRARIES[1]).error_message
         version = self.ffi.new("const char **")
         number = self.ext2fs.ext2fs_get_library_version(version, self.ffi.NULL)
@@ -153,9 +155,20 @@ def load() -> Library:
         KeptError: they are not here, or cannot be used.
     """
     try:
-        return Library()
+        library = Library()
+        _Channel(library, Nothing())  # memory for callbacks is mapped when the first one is made
+        return library
     except (OSError, AttributeError) as error:
         raise KeptError("libext2fs is not installed (Debian: libext2fs2, libext2fs2t64)") from error
+
+
+class Nothing:
+    """No bytes at all."""
+
+    size = 0
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        raise OSError(errno.EIO, "there is nothing")
 
 
 class _Channel:

@@ -43,6 +43,8 @@ def read_ext(volume: Volume) -> Reading:
         return _read(volume, superblock, reading)
     except KeptError as error:
         return replace(reading, state=error.state or reading.state, kept=str(error))
+    except MemoryError:
+        return replace(reading, kept="it takes too much memory to read")
     except OSError as error:
         return replace(reading, kept=f"it cannot be read: {error.strerror or error}")
 

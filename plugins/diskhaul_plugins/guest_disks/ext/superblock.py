@@ -14,8 +14,8 @@ from .errors import KeptError
 
 OFFSET, SIZE = 1024, 1024
 MAGIC = 0xEF53
-MAX_GROUPS = 1 << 21
-"""More block groups than this (64 bytes of memory each, and tens of microseconds) are not read: 256 TiB in blocks of 4 KiB."""
+MAX_GROUPS = 1 << 19
+"""More block groups than this (64 bytes of memory each, and tens of microseconds) are not read: 64 TiB in blocks of 4 KiB."""
 
 # s_feature_compat
 HAS_JOURNAL, SPARSE_SUPER2, FAST_COMMIT = 0x4, 0x200, 0x400
