@@ -29,6 +29,7 @@ class ReaderEntry:
 
 
 READERS = (
+    ReaderEntry("ext", ".ext", "read_ext"),
     ReaderEntry("swap", ".swap", "read_swap"),
     ReaderEntry("xfs", ".xfs", "read_xfs"),
     ReaderEntry("btrfs", ".btrfs", "read_btrfs"),
