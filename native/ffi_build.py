@@ -15,6 +15,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     "zero_scan.c",
+    "crc32c.c",
     "file_io.c",
     "page_cache.c",
     "direct_io.c",
@@ -24,6 +25,7 @@ SOURCES = [
     "copy_range.c",
     "clone.c",
     "shared_blocks.c",
+    "bitmap.c",
 ]
 HEADERS = ["dh_core.h", "internal.h", "zero_scan_kernel.h"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]

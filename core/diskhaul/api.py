@@ -10,11 +10,13 @@ Errors: raise `OSError` or any `diskhaul.DiskhaulError`; the operation names the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from .errors import GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
@@ -119,6 +121,27 @@ class DiskWriter(Protocol):
     def close(self) -> object: ...
 
 
+class DiskInPlace(DiskReader, Protocol):
+    """An existing disk of a guest that is off, opened so that ranges of it can be made zero, and nothing else."""
+
+    def zero(self, offset: int, length: int, /) -> object:
+        """Make a range read as zeros, best without giving it blocks that it does not have. Called by one thread at a time.
+
+        Interrupted anywhere, each byte of the range is what it was or zero, and no other byte has changed.
+        """
+        ...
+
+    def users(self) -> Iterable[str]:
+        """Who else may be writing to the disk right now, one phrase each, as `Storage.in_use`; asked of what was opened."""
+        ...
+
+    def flush(self) -> object:
+        """Return once all zeros are durable (fsync). A failure is final: it is not retried."""
+        ...
+
+    def close(self) -> object: ...
+
+
 class Storage(Protocol):
     """How a disk's bytes are reached."""
 
@@ -155,6 +178,18 @@ class Storage(Protocol):
         A storage that has it lets an import be refused before anything is written; otherwise `create` fails half-way.
         """
         return ()
+
+    def open_in_place(self, disk: Disk, /) -> DiskInPlace:
+        """Open the existing `disk` to zero ranges of it, kept from others as far as that can be had. Changes nothing yet.
+
+        Raises:
+            StorageError: it is in use, or cannot be written.
+        """
+        raise StorageError("this storage cannot zero disks in place", path=disk.label)
+
+    def check_in_place(self, disk: Disk, /) -> Iterable[str]:
+        """Reasons why `open_in_place` would fail even once the guest is off, one line each. Must not change anything."""
+        return (f"{disk.label}: its storage cannot zero disks in place",)
 
     def location(self, disk: Disk, /) -> str:
         """A stable name for where the disk's bytes are, to recognise that two disks are one. "" when there is none."""
@@ -280,6 +315,69 @@ class Snapshots(Protocol):
 # --- free space -------------------------------------------------------------------------------------------------------
 
 
+class FreeExtents(Sequence[Extent]):
+    """Extents of kind FREE, ascending and without overlap, in sixteen bytes each: a fragmented disk has hundreds of thousands."""
+
+    __slots__ = ("_numbers", "total")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        """`ranges`: offset and length of each.
+
+        Raises:
+            ValueError: they do not ascend, overlap, or one is empty.
+        """
+        self._numbers = array("Q")
+        self.total = 0
+        """Bytes of all extents together."""
+        end = 0
+        for offset, length in ranges:
+            if length <= 0 or offset < end:
+                raise ValueError(f"{length} bytes at {offset} after offset {end}")
+            self._numbers.extend((offset, length))
+            self.total += length
+            end = offset + length
+
+    @property
+    def end(self) -> int:
+        """Where the last one ends; 0 where there is none."""
+        return self._numbers[-2] + self._numbers[-1] if self._numbers else 0
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> Extent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FreeExtents: ...
+
+    def __getitem__(self, index: int | slice) -> Extent | FreeExtents:
+        if isinstance(index, slice):
+            return FreeExtents((self[place].offset, self[place].length) for place in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        return Extent(self._numbers[2 * place], self._numbers[2 * place + 1], ExtentKind.FREE)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Offset and length of each."""
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, strict=True)
+
+    def __iter__(self) -> Iterator[Extent]:
+        return (Extent(offset, length, ExtentKind.FREE) for offset, length in self.ranges())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, FreeExtents):
+            return self._numbers == other._numbers
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def __repr__(self) -> str:
+        return f"<FreeExtents: {len(self)} with {self.total} bytes>"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRegion:
     """What stands somewhere on a guest's disk: a partition table, a filesystem, swap space, something unknown.
@@ -338,8 +436,24 @@ class ZeroFill(Protocol):
         """FREE extents of the disk behind `reader`; empty when nothing is known for sure."""
         ...
 
-    def zero(self, disk: Disk, /, *, deadline_s: float) -> object:
-        """Zero the free space in place."""
+    def inspect(self, disk: Disk, reader: DiskReader, /) -> DiskMap:
+        """What the disk behind `reader` holds, and its free extents. Without it a disk's map has no regions.
+
+        `reader` is a snapshot or the disk of a stopped guest, unless only an estimate is wanted. What it cannot make sense of is
+        a region that is kept; a failure means that nothing of the disk is skipped.
+        """
+        return DiskMap(size=reader.size, regions=(), free=tuple(self.free_extents(disk, reader)))
+
+    def zero(self, disk: Disk, target: DiskInPlace, /, *, deadline_s: float, cancelled: Callable[[], bool]) -> object:
+        """Zero the free space of `disk` in place, and return once that is durable; best return a `DiskMap` of what was done.
+
+        `target` is the disk. Its `zero` raises once the time is over or the run was cancelled; then, and whenever else something
+        fails, nothing more is written, and what was not zeroed stays as it is.
+
+        Args:
+            deadline_s: seconds it may take.
+            cancelled: whether to stop before that.
+        """
         raise StorageError("this zero-fill backend does not write", path=disk.label)
 
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .options import Setting
+
+if TYPE_CHECKING:
+    from .api import DiskRegion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,24 @@ class DiskProgress(Event):
     read: int
     written: int
     finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeSpaceFound(Event):
+    """What a disk holds, and what of it is left out as free; before the disk is sent.
+
+    Attributes:
+        disk: index.
+        backend: the zero-fill backend that was asked.
+        skipped: bytes that are left out, together.
+        regions: what is where, and what of it is skipped, or why nothing is. Texts of the guest's own are in it.
+    """
+
+    kind: ClassVar[str] = "free-space"
+    disk: int
+    backend: str
+    skipped: int
+    regions: tuple[DiskRegion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .model import Instance, Node
 from .options import Aim, Setting
+
+if TYPE_CHECKING:
+    from .api import DiskRegion
 
 Downtime = Literal["none", "snapshot", "transfer"]
 Consistency = Literal["stopped", "filesystem", "crash"]
@@ -55,9 +58,13 @@ class ExportRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDisk:
-    """One disk of a plan. `data_bytes` is what it holds; `stored_bytes` an estimate of what will be written, from samples of it.
+    """One disk of a plan. `data_bytes` is what will be read; `stored_bytes` what will be written, estimated from samples of it.
 
     `snapshot` is the backend that will be used, "" for none. `shared`: the export will share the disk's blocks, not copy them.
+
+    Where free space is to be left out, `free_bytes` is how much that would be now (`regions` say where, and why not); they are not
+    in `data_bytes`. It is an estimate: a running guest goes on writing while it is found out, and what counts is the state in
+    which the disk is sent. `free_basis` says what it is taken from, or why it is not known.
     """
 
     index: int
@@ -68,6 +75,9 @@ class PlannedDisk:
     stored_bytes: int
     snapshot: str = ""
     shared: bool = False
+    free_bytes: int = 0
+    free_basis: str = ""
+    regions: tuple[DiskRegion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +115,8 @@ class DiskResult:
     """What became of one disk. `error` is "" when it was sent (or restored) and checked.
 
     `bytes_shared` of an exported disk are its own blocks, shared with the export instead of copied. `root_digest` is "" where the
-    digests are left to `verify`.
+    digests are left to `verify`. `regions` is what the disk holds, and what of it was left out as free, where that was looked for;
+    of `regions` that are not allocated on the disk anyway, `free_bytes` counts nothing.
     """
 
     index: int
@@ -121,6 +132,7 @@ class DiskResult:
     root_digest: str = ""
     seconds: float = 0.0
     error: str = ""
+    regions: tuple[DiskRegion, ...] = ()
 
     @property
     def ok(self) -> bool:

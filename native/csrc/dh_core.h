@@ -49,6 +49,14 @@ int dh_is_zero(int kernel, const void *buffer, size_t length);
  * reads as the kernel's scan does: what that has to be as fast as. Returns 0; -EOPNOTSUPP for a kernel that is not available. */
 int dh_sum_words(int kernel, const void *buffer, size_t length, uint64_t *sum);
 
+/* ---- checksums (crc32c.c) ---- */
+
+/* CRC-32C of the buffer. `crc`: 0, or that of what comes before it. */
+uint32_t dh_crc32c(uint32_t crc, const void *buffer, size_t length);
+
+/* The same without the processor's help: what it is tested against, and used where there is none. */
+uint32_t dh_crc32c_table(uint32_t crc, const void *buffer, size_t length);
+
 /* ---- reading and writing (file_io.c) ---- */
 
 /* Fill the buffer from the file. Returns 0. `*done` counts the bytes that were read, also on failure. */
@@ -199,6 +207,15 @@ int dh_clone(int source_fd, int target_fd, int64_t source_offset, int64_t length
  * extents). `*data` is how many of the bytes before `*position` are in blocks.
  */
 int dh_shared_blocks(int first_fd, int second_fd, int64_t size, int64_t *position, int64_t *data);
+
+/* ---- bitmaps (bitmap.c) ---- */
+
+/*
+ * The runs of clear bits among the bits [*position, end) of a bitmap of `length` bytes; the lowest bit of a byte is its first. Fills
+ * `runs` with pairs: the first bit's number, and how many they are; `room` pairs at most (> 0), ascending and as long as they can be.
+ * Returns how many, and moves `*position` behind the last bit it looked at: call again until that is `end`.
+ */
+int64_t dh_clear_bit_runs(const void *bitmap, size_t length, uint64_t *position, uint64_t end, uint64_t *runs, size_t room);
 
 /* cdef end */
 

@@ -1,5 +1,5 @@
-"""The C core of diskhaul and its Python face: zero scan, whole reads and writes, direct I/O, the page cache, extents, sparse
-copies, zeroing, reflinks, and what files share.
+"""The C core of diskhaul and its Python face: zero scan, checksums, whole reads and writes, direct I/O, the page cache,
+extents, sparse copies, zeroing, reflinks, what files share, and bitmaps.
 
 Thin on purpose: `low_level` talks to C and says what all functions have in common. `diskhaul_native.reference` has the
 same functions in plain Python, for tests; it is never used in place of the C core, which must be built.
@@ -17,8 +17,10 @@ try:
         aligned_buffer,
         block_device_size,
         cached_bytes,
+        clear_bit_runs,
         clone,
         copy_range,
+        crc32c,
         direct_alignment,
         drop_cache,
         extents,
@@ -53,8 +55,10 @@ __all__ = [
     "aligned_buffer",
     "block_device_size",
     "cached_bytes",
+    "clear_bit_runs",
     "clone",
     "copy_range",
+    "crc32c",
     "direct_alignment",
     "drop_cache",
     "extents",

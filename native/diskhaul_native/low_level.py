@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from .ranges import (
     ZERO_METHODS,
     CopyResult,
     SharedBlocks,
+    check_bits,
     check_block_size,
     check_needed,
     check_range,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 SLICE = 256 << 20  # bytes that one call of a copy or a zeroing deals with before signals get their turn
 SCRATCH = 1 << 20  # bytes; a copy by hand goes through a buffer of this size
+RUNS = 256  # runs of bits that one call looks for
 
 
 def _kernels() -> dict[str, int]:
@@ -78,6 +81,12 @@ def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
     with ffi.from_buffer("char[]", buffer) as data:
         lib.dh_sum_words(number, data, len(data), total)
     return int(total[0])
+
+
+def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int:
+    """The CRC-32C (Castagnoli) of the buffer; `crc` is that of what comes before it. OverflowError unless it has 32 bits."""
+    with ffi.from_buffer("char[]", buffer) as data:
+        return lib.dh_crc32c(crc, data, len(data))
 
 
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
@@ -263,6 +272,23 @@ def shared_blocks(first_fd: int, second_fd: int, size: int, *, name: str = "") -
     if result < 0:
         raise io_error(-result, "comparing blocks", first_fd, name=name, offset=position[0])
     return SharedBlocks(position[0], data[0])
+
+
+def clear_bit_runs(bitmap: ReadableBuffer, first: int, count: int) -> array[int]:
+    """The runs of clear bits among `count` bits of a bitmap from bit `first` on: number of the first, length, and so on in turn.
+
+    Bits are counted as filesystems do: the lowest bit of a byte is its first. Runs are ascending and as long as they can
+    be. Raises ValueError for bits that the bitmap does not have.
+    """
+    found = array("Q")
+    scratch = array("Q", bytes(16 * RUNS))
+    with ffi.from_buffer("char[]", bitmap) as data, ffi.from_buffer("uint64_t[]", scratch, require_writable=True) as runs:
+        check_bits(first, count, len(data))
+        position = ffi.new("uint64_t *", first)
+        while position[0] < first + count:
+            number = lib.dh_clear_bit_runs(data, len(data), position, first + count, runs, RUNS)
+            found.extend(scratch[: 2 * number])
+    return found
 
 
 def fsync(fd: int, *, name: str = "") -> None:

@@ -35,6 +35,12 @@ def check_block_size(block_size: int) -> None:
         raise ValueError(f"not a block size in bytes: {block_size}")
 
 
+def check_bits(first: int, count: int, size: int) -> None:
+    """Raise ValueError unless a bitmap of `size` bytes has these bits."""
+    if first < 0 or count < 0 or first + count > 8 * size:
+        raise ValueError(f"not bits of a bitmap of {size} bytes: {count} from {first} on")
+
+
 def zero_method_number(method: str) -> int:
     """The C core's number of a zeroing method; ValueError for an unknown name."""
     try:

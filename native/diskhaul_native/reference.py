@@ -15,6 +15,7 @@ import platform
 import stat
 import struct
 import sys
+from array import array
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from .ranges import (
     ZERO_METHODS,
     CopyResult,
     SharedBlocks,
+    check_bits,
     check_block_size,
     check_needed,
     check_range,
@@ -88,6 +90,18 @@ def sum_words(buffer: ReadableBuffer, *, kernel: str | None = None) -> int:
     _check_kernel(kernel)
     data = bytes(buffer)
     return sum(int.from_bytes(data[i : i + 8].ljust(8, b"\0"), sys.byteorder) for i in range(0, len(data), 8)) % 2**64
+
+
+def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int:
+    """See diskhaul_native.crc32c."""
+    if not 0 <= crc < 1 << 32:
+        raise OverflowError(f"not a number of 32 bits: {crc}")
+    crc ^= 0xFFFFFFFF
+    for byte in memoryview(buffer).cast("B"):
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def read_into(fd: int, buffer: WriteableBuffer, offset: int, *, name: str = "") -> None:
@@ -515,6 +529,21 @@ def set_io_priority(level: str) -> None:
     if LIBC.syscall(SYS_IOPRIO_SET[platform.machine()], 1, 0, priority) != 0:
         code = ctypes.get_errno()
         raise NativeIOError(code, f"setting the I/O priority {level!r}: {os.strerror(code)}")
+
+
+def clear_bit_runs(bitmap: ReadableBuffer, first: int, count: int) -> array[int]:
+    """See diskhaul_native.clear_bit_runs."""
+    view = memoryview(bitmap).cast("B")
+    check_bits(first, count, len(view))
+    found = array("Q")
+    for position in range(first, first + count):
+        if view[position // 8] >> position % 8 & 1:
+            continue
+        if found and found[-2] + found[-1] == position:
+            found[-1] += 1
+        else:
+            found.extend((position, 1))
+    return found
 
 
 def address_of(buffer: ReadableBuffer) -> int:

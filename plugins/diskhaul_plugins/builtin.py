@@ -22,6 +22,7 @@ from diskhaul.api import (
     SnapshotSpec,
     StorageSpec,
     TransferSpec,
+    ZeroFillSpec,
 )
 from diskhaul.hookspecs import hookimpl
 
@@ -113,6 +114,28 @@ def diskhaul_snapshots() -> Iterator[SnapshotSpec]:
         summary="read-only snapshots of btrfs subvolumes",
         create=_create("snapshots.btrfs", "BtrfsSnapshots"),
         capability=_capability("snapshots.btrfs"),
+    )
+
+
+@hookimpl
+def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
+    yield ZeroFillSpec(
+        name="skip",
+        summary="reads every filesystem it understands; writes nothing",
+        create=_create("zerofills.skip", "SkipZeroFill"),
+        capability=_capability("zerofills.skip"),
+    )
+    yield ZeroFillSpec(
+        name="swap",
+        summary="reads swap space only",
+        create=_create("zerofills.skip", "SwapZeroFill"),
+        capability=_capability("zerofills.skip"),
+    )
+    yield ZeroFillSpec(
+        name="fill",
+        summary="zeroes the free space of a stopped instance's disks in place",
+        create=_create("zerofills.fill", "FillZeroFill"),
+        capability=_capability("zerofills.fill"),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import diskhaul
-from diskhaul.api import DiskReader, Extent, ExtentKind, ZeroFill
+from diskhaul.api import DiskInPlace, DiskReader, Extent, ExtentKind, ZeroFill
 
 MIB = 1 << 20
 
@@ -33,12 +33,11 @@ class KnowsTheMiddle(ZeroFill):
         assert reader.size == 4 * MIB
         return self.extents
 
-    def zero(self, disk: diskhaul.Disk, *, deadline_s: float) -> None:
+    def zero(self, disk: diskhaul.Disk, target: DiskInPlace, *, deadline_s: float, cancelled: Callable[[], bool]) -> None:
         self.deadlines.append(deadline_s)
-        assert disk.path is not None
-        with open(disk.path, "r+b") as file:
-            file.seek(MIB)
-            file.write(bytes(MIB))
+        assert not cancelled()
+        target.zero(MIB, MIB)
+        target.flush()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ _OPTIONS = (
         "--zero-free-space/--no-zero-free-space",
         "zero_free_space",
         None,
-        "Leave out, or zero, what the guest's filesystems do not use. Needs a plugin.",
+        "Leave out, or zero, what the guest's filesystems do not use (docs/free-space.md).",
     ),
     ("--zero-fill", "zero_fill", str, "How free space is found. [default: the first backend that can]"),
     ("--zeroing-timeout-fixed", "zeroing_timeout_fixed_s", SECONDS, "Limit for zeroing, seconds. [default: 300]"),

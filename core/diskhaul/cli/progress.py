@@ -18,6 +18,7 @@ from ..events import (
     DiskProgress,
     Event,
     ExportRemoved,
+    FreeSpaceFound,
     GuestChanged,
     LockWaiting,
     StageFinished,
@@ -101,6 +102,8 @@ class StageReporter(Reporter):
                 self.line(f"{stage}: failed after {duration(seconds)}")
             case LockWaiting(lock=lock, holder=holder):
                 self.line(f"waiting for lock {lock}, held by {holder}")
+            case FreeSpaceFound(disk=disk, backend=backend, skipped=skipped):
+                self.line(f"disk {disk}: {iec(skipped)} are free, and left out ({backend})")
             case GuestChanged(instance=instance, change=change):
                 self.line(f"{instance}: {change}")
             case ExportRemoved(node=node, instance=instance, export_id=export_id, reason=reason):

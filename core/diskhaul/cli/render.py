@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..api import DiskRegion
 from ..records import (
     DiskResult,
     ExportRecord,
@@ -27,6 +28,8 @@ _DOWNTIME = {
     "snapshot": "until the snapshots exist",
     "transfer": "until the disks have been sent",
 }
+
+_MOST_REGIONS = 40  # lines of a table
 
 
 def notes(*, warnings: Iterable[str] = (), incomplete: Iterable[str] = ()) -> tuple[str, ...]:
@@ -58,6 +61,7 @@ def export_text(result: ExportResult) -> str:
     parts = [f"Exported {escape(result.instance)} to {escape(result.node)}.", facts(rows)]
     if len(result.disks) > 1:
         parts.append(_indented(_sent_disks(result.disks)))
+    parts += _free_space([(disk.index, disk.regions) for disk in result.disks])
     return "\n".join(parts)
 
 
@@ -92,6 +96,7 @@ def plan_text(plan: Plan) -> str:
         ("guest", "running" if plan.running else "not running"),
         ("downtime", _downtime(plan)),
         ("to read", f"{iec(data)} of {iec(size)}" if plan.disks else ""),
+        *((f"free, disk {disk.index}", f"{iec(disk.free_bytes)} ({disk.free_basis})") for disk in plan.disks if disk.free_basis),
         *([("to share", f"{iec(shared)}, which need not be copied")] if shared else []),
         ("to write", f"about {_with_ratio(size, stored)}" if plan.disks else ""),
         ("room", iec(plan.free_bytes) if plan.free_bytes is not None else "unknown"),
@@ -113,6 +118,7 @@ def plan_text(plan: Plan) -> str:
         ]
         headings = ("disk", "size", "data", "holes", "stored", "snapshot", "what")
         parts.append(_indented(table(headings, disks, right=("disk", "size", "data", "holes", "stored"))))
+    parts += _free_space([(disk.index, disk.regions) for disk in plan.disks])
     parts.append("Steps:")
     parts += [f"  {number}. {escape(step)}" for number, step in enumerate(plan.steps, 1)]
     return "\n".join(parts)
@@ -255,6 +261,36 @@ def _sent_disks(disks: Sequence[DiskResult]) -> str:
         rows,
         right=("disk", "size", "read", "skipped", "written", "time"),
     )
+
+
+def _free_space(disks: Iterable[tuple[int, Sequence[DiskRegion]]]) -> list[str]:
+    """What was found where, and what of it is left out, or why it is kept. Tables that were understood go without saying."""
+    found = [
+        (index, region)
+        for index, regions in disks
+        for region in regions
+        if region.kept or region.skipped or region.free is not None
+    ]
+    if not found:
+        return []
+    rows = [
+        (
+            index,
+            region.place,
+            region.type,
+            region.label,
+            iec(region.length),
+            "" if region.free is None else iec(region.free),
+            iec(region.skipped),
+            region.kept or region.state,
+        )
+        for index, region in found[:_MOST_REGIONS]
+    ]
+    headings = ("disk", "where", "what", "label", "size", "free", "left out", "state, or why it is kept")
+    parts = ["Free space:", _indented(table(headings, rows, right=("disk", "size", "free", "left out")))]
+    if len(found) > _MOST_REGIONS:
+        parts.append(f"  and {len(found) - _MOST_REGIONS} more (--json has all)")
+    return parts
 
 
 def _flattened(prefix: str, value: Any) -> Iterable[tuple[str, object]]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, time, timedelta
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
-from ..api import ExportReader
+from ..api import DiskRegion, ExportReader
 from ..errors import RefusedError
 from ..model import Disk, Instance, Nic
 from ..names import escape, name_problem, printable
@@ -30,7 +30,9 @@ from .export_id import is_export_id, is_run_id, run_of, short_run_id
 FORMAT_VERSION = 1
 DIGESTS_LATER = "digests-later"
 """The feature of exports of which some disk has no digests yet: whoever does not know it would look for a chunk table."""
-KNOWN_FEATURES: frozenset[str] = frozenset({DIGESTS_LATER})
+DISK_REGIONS = "disk-regions"
+"""The feature of exports that say what their disks held: `DiskRecord.regions`, a key that older readers do not know."""
+KNOWN_FEATURES: frozenset[str] = frozenset({DIGESTS_LATER, DISK_REGIONS})
 """Features that this version can read when a manifest requires them. A feature that old versions would get wrong goes here."""
 
 MANIFEST_NAME = "manifest.json"
@@ -59,6 +61,11 @@ def chunks_name(index: int) -> str:
     return f"disk-{index}.chunks"
 
 
+def most_regions(disks: int) -> int:
+    """How many regions the record of each of so many disks holds at the most; `MAX_VALUES` is far away then."""
+    return max(1, min(256, 4096 // max(disks, 1)))
+
+
 def being_written(name: str) -> str:
     """The name under which a file of a published export is written anew."""
     return f".{name}.tmp"
@@ -81,6 +88,8 @@ class DiskRecord:
         root_digest, stored_root: of the chunk table; `stored_root` is "" for raw data, both while there are no digests.
         data_bytes, zero_bytes, free_bytes: what the disk consists of; together its size.
         consistency: "stopped", "filesystem" or "crash".
+        regions: what it held, and what of it was left out as free, where free space was looked for (`DISK_REGIONS`); at most
+            `most_regions`. Texts of the guest's own are in it.
     """
 
     index: int
@@ -100,6 +109,7 @@ class DiskRecord:
     zero_bytes: int
     free_bytes: int
     consistency: str
+    regions: tuple[DiskRegion, ...] = ()
 
     @property
     def has_digests(self) -> bool:
@@ -442,7 +452,8 @@ def _blake3(data: bytes) -> str:
 
 # --- from fields to records -------------------------------------------------------------------------------------------
 
-_DISK_FIELDS = tuple(DiskRecord.__dataclass_fields__)
+_DISK_FIELDS = tuple(name for name in DiskRecord.__dataclass_fields__ if name != "regions")
+_REGION_FIELDS = tuple(DiskRegion.__dataclass_fields__)
 _MANIFEST_FIELDS = tuple(Manifest.__dataclass_fields__)
 
 
@@ -454,7 +465,14 @@ def _record_of(manifest: Manifest) -> dict[str, Any]:
         content[name] = _plain_mapping(content[name], name, missing, MAX_DEPTH)
     if missing:
         raise ValueError(f"a manifest cannot hold {', '.join(missing)}")
-    content["disks"] = [{name: getattr(disk, name) for name in _DISK_FIELDS} for disk in manifest.disks]
+    content["disks"] = [_disk_content(disk) for disk in manifest.disks]
+    return content
+
+
+def _disk_content(disk: DiskRecord) -> dict[str, Any]:
+    content = {name: getattr(disk, name) for name in _DISK_FIELDS}
+    if disk.regions:
+        content["regions"] = [asdict(region) for region in disk.regions]
     return content
 
 
@@ -473,7 +491,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         options=fields.mapping("options"),
         consistency=fields.choice("consistency", _CONSISTENCIES),
         layout=fields.choice("layout", _LAYOUTS),
-        disks=tuple(_disk_record(disk) for disk in fields.records("disks")),
+        disks=_disk_records(fields.records("disks")),
         other_files=_other_files(fields.mapping("other_files"), fields.text("layout")),
         timings=_timings(fields.mapping("timings")),
     )
@@ -492,8 +510,15 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _disk_record(fields: _Fields) -> DiskRecord:
-    fields.only(_DISK_FIELDS)
+def _disk_records(records: Sequence[_Fields]) -> tuple[DiskRecord, ...]:
+    return tuple(_disk_record(record, len(records)) for record in records)
+
+
+def _disk_record(fields: _Fields, disks: int) -> DiskRecord:
+    fields.only(_DISK_FIELDS, optional=("regions",))
+    regions = fields.records("regions") if fields.has("regions") else []
+    if len(regions) > most_regions(disks):
+        fields.refuse("regions", f"{len(regions)} are more than are recorded")
     return DiskRecord(
         index=fields.integer("index"),
         name=fields.text("name"),
@@ -512,6 +537,23 @@ def _disk_record(fields: _Fields) -> DiskRecord:
         zero_bytes=fields.integer("zero_bytes"),
         free_bytes=fields.integer("free_bytes"),
         consistency=fields.choice("consistency", _CONSISTENCIES),
+        regions=tuple(_disk_region(region) for region in regions),
+    )
+
+
+def _disk_region(fields: _Fields) -> DiskRegion:
+    fields.only(_REGION_FIELDS)
+    return DiskRegion(
+        place=fields.text("place"),
+        offset=fields.integer("offset"),
+        length=fields.integer("length"),
+        type=fields.text("type"),
+        label=fields.text("label"),
+        state=fields.text("state"),
+        block_size=fields.integer("block_size"),
+        free=fields.optional("free", fields.integer),
+        skipped=fields.integer("skipped"),
+        kept=fields.text("kept"),
     )
 
 
@@ -527,6 +569,8 @@ def _check_disks(manifest: Manifest) -> None:
         files |= {disk.file, disk.chunks_file} - {""}
     if manifest.has_digests == (DIGESTS_LATER in manifest.required_features):
         raise CorruptError(f"manifest: required_features: {DIGESTS_LATER} does not go with the disks' digests")
+    if any(disk.regions for disk in manifest.disks) != (DISK_REGIONS in manifest.required_features):
+        raise CorruptError(f"manifest: required_features: {DISK_REGIONS} does not go with the disks' regions")
 
 
 def _disk_problem(position: int, disk: DiskRecord, layout: str) -> str | None:
@@ -609,9 +653,12 @@ class _Fields:
     def refuse(self, key: str, problem: str) -> NoReturn:
         raise CorruptError(f"manifest: {self._path(key)}: {problem}")
 
-    def only(self, names: Sequence[str]) -> None:
-        """Refuse unknown keys and missing ones."""
-        unknown = sorted(self._record.keys() - set(names))
+    def has(self, key: str) -> bool:
+        return key in self._record
+
+    def only(self, names: Sequence[str], *, optional: Sequence[str] = ()) -> None:
+        """Refuse unknown keys and missing ones; those that are optional may be missing."""
+        unknown = sorted(self._record.keys() - set(names) - set(optional))
         if unknown:
             self.refuse(_shown(unknown[0]), "is not a known key")
         for name in names:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import cast
 
-from ..api import ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
-from ..errors import DiskhaulError, RefusedError, UnknownBackendError
+from ..api import DiskRegion, ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
+from ..errors import DiskhaulError, InterruptedRunError, RefusedError, UnknownBackendError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
 from ..formats.manifest import read_manifest
@@ -23,6 +24,7 @@ from .disk_use import GLANCE_S, disks_in_use
 from .downtime import estimate_downtime
 from .export_run import ExportRun
 from .export_task import ExportTask
+from .free_space import look_for_free_space
 from .guest import guest_runs
 from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
@@ -300,13 +302,26 @@ class ExportOperation(Operation[ExportResult]):
                 return list(error.problems)
             if choice.backend is not None:
                 self.zero_fills[disk.index] = (choice.name, choice.backend)
-                if choice.backend.writes and self.running and not options.shutdown:
-                    problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
+                if choice.backend.writes:
+                    if self.running and not options.shutdown:
+                        problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
+                    problems += self._in_place_problems(disk)
             elif options.zero_fill:
                 problems.append(f"{disk.label}: zero-fill {options.zero_fill} cannot be used: {'; '.join(choice.reasons)}")
             else:
                 self.feedback.warn(f"{disk.label}: nothing is skipped as free: {'; '.join(choice.reasons)}")
         return problems
+
+    def _in_place_problems(self, disk: Disk) -> list[str]:
+        """Why the storage could not zero `disk` in place."""
+
+        def ask() -> Iterable[object]:
+            asked = getattr(self.host.storage(disk.storage), "check_in_place", None)
+            if not callable(asked):  # the method is optional
+                return [f"{disk.label}: its storage cannot zero disks in place"]
+            return cast(Iterable[object], asked(disk))
+
+        return problems_from(disk.label, ask)
 
     def _cleanup_problems(self) -> list[str]:
         """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""
@@ -361,6 +376,7 @@ class ExportOperation(Operation[ExportResult]):
         disks = []
         unreadable: list[str] = []
         for disk in self.instance.disks:
+            regions, basis = self._expected_free_space(disk, sources[disk.index])
             try:
                 estimate = estimate_disk(sources[disk.index], compression, self.options.chunk_size)
             except BaseException as error:  # a plugin may raise anything, SystemExit included
@@ -376,6 +392,9 @@ class ExportOperation(Operation[ExportResult]):
                     stored_bytes=estimate.stored_bytes - (estimate.data_bytes if disk.index in self.shared else 0),
                     snapshot=self.snapshot_backends[disk.index][0] if self.uses_snapshots else "",
                     shared=disk.index in self.shared,
+                    free_bytes=estimate.free_bytes,
+                    free_basis=basis,
+                    regions=regions,
                 )
             )
         if unreadable:
@@ -400,6 +419,22 @@ class ExportOperation(Operation[ExportResult]):
             options={field.name: getattr(self.options, field.name) for field in fields(self.options)},
         )
 
+    def _expected_free_space(self, disk: Disk, source: Source) -> tuple[tuple[DiskRegion, ...], str]:
+        """What would be left out of `disk` as free, were it sent as it is now; `source` is told. And what that is taken from."""
+        name, backend = self.zero_fills.get(disk.index, ("", None))
+        if backend is None or backend.writes:
+            return (), ""
+        limit_s, token = self.options.stall_timeout_s, self.context.token
+        try:
+            found = look_for_free_space(backend, disk, source.reader, limit_s=limit_s, token=token)
+        except InterruptedRunError:
+            raise
+        except Exception as error:  # it is tried again, and told, when it counts
+            return (), f"{name}: not known: {str(error) or type(error).__name__}"
+        source.free = found.free
+        state = "an estimate, since the guest is running and writes to the disk" if self.running else "from the disk as it is now"
+        return found.regions, f"{name}: {state}"
+
     def _steps(self) -> list[str]:
         name, options = self.instance.name, self.options
         backends = ", ".join(sorted({backend for backend, _ in self.snapshot_backends.values()}))
@@ -411,6 +446,7 @@ class ExportOperation(Operation[ExportResult]):
         writing = sorted({fill for fill, backend in self.zero_fills.values() if backend.writes})
         if writing:
             steps.append(f"zero the free space of its disks ({', '.join(writing)})")
+        skipping = sorted({fill for fill, backend in self.zero_fills.values() if not backend.writes})
         if self.uses_snapshots:
             steps.append(f"snapshot its disks ({backends})")
             if options.shutdown:
@@ -420,6 +456,8 @@ class ExportOperation(Operation[ExportResult]):
             steps.append(
                 f"share the blocks of {len(self.shared)} disk(s) with the export on {self.target.name}: nothing is copied"
             )
+        if skipping:
+            steps.append(f"find what is free on its disks, to leave it out ({', '.join(skipping)})")
         if copied:
             steps.append(f"send {copied} disk(s) to {self.target.name}, compress {options.compress}")
         if self.downtime == "transfer" and not options.remove_instance:

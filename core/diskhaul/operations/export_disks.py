@@ -16,20 +16,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ..api import DiskReader, Extent
-from ..errors import DiskhaulError, GuestError, OperationFailedError, SnapshotError
+from ..api import DiskMap, DiskReader, DiskRegion, Extent
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
+from ..events import FreeSpaceFound
 from ..model import Disk
 from ..options import MIB
-from ..pipeline.free_space import checked_free_extents
 from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
 from .disk_use import GLANCE_S, RELEASE_S, disks_in_use
 from .export_task import ExportTask
+from .free_space import look_for_free_space
 from .guest import GuestHangsError, GuestKeeper, guest_call
 from .run_state import RunState, UndoStep
 from .snapshots import SnapshotSet
+from .zeroing import zero_in_place
 
 _THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
 
@@ -39,6 +41,7 @@ class ExportDisks:
 
     Attributes:
         consistency: what was guaranteed when the disks, or their snapshots, were as they are sent.
+        regions: what was found on each disk that has been opened, by its index, where free space was looked for.
     """
 
     def __init__(self, task: ExportTask, state: RunState) -> None:
@@ -59,6 +62,7 @@ class ExportDisks:
         self._starting: UndoStep | None = None
         self._giving_back: list[UndoStep] = []
         self.consistency: Consistency = "stopped"
+        self.regions: dict[int, tuple[DiskRegion, ...]] = {}
 
     @property
     def guest_waits(self) -> bool:
@@ -193,10 +197,22 @@ class ExportDisks:
                 disk, left_s = self._instance.disks[index], until - time.monotonic()
                 if left_s <= 0:
                     raise OperationFailedError(f"{disk.label}: no time left to zero its free space; raise the zeroing timeouts")
+                storage = self._task.operation.host.storage(disk.storage)
+                stall_s = self._options.stall_timeout_s
                 try:
-                    within(left_s, f"zeroing {disk.label}", lambda d=disk, b=backend, s=left_s: b.zero(d, deadline_s=s))  # type: ignore[misc]
+                    done = zero_in_place(backend, storage, disk, limit_s=left_s, stall_s=stall_s, token=self._token)
+                except InterruptedRunError:
+                    raise
                 except Exception as error:
                     raise OperationFailedError(f"{disk.label}: zeroing by {name} failed: {error}") from error
+                self._tell_what_was_kept(disk, name, done)
+
+    def _tell_what_was_kept(self, disk: Disk, name: str, done: object) -> None:
+        """Warn of filesystems that were left as they are, so that nobody wonders about the export's size."""
+        if isinstance(done, DiskMap):
+            for region in done.regions:
+                if region.kept and region.state:
+                    self._feedback.warn(f"{disk.label}, {region.place}: {region.type} is not zeroed by {name}: {region.kept}")
 
     # --- meanwhile --------------------------------------------------------------------------------------------------
 
@@ -225,20 +241,27 @@ class ExportDisks:
         return within(self._options.stall_timeout_s, f"opening {disk.label}", lambda: storage.open(disk))
 
     def _free_extents(self, disk: Disk, source: Source) -> Sequence[Extent]:
-        """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense."""
+        """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense.
+
+        What it reads is what is sent: a snapshot, or the disk of a guest that is off. The disk of a running guest changes under
+        the reader, and would not be believed.
+        """
         chosen = self._task.zero_fills.get(disk.index)
         if chosen is None or chosen[1].writes:
             return ()
         name, backend = chosen
+        limit_s = self._options.stall_timeout_s
         try:
-            return within(
-                self._options.stall_timeout_s,
-                f"finding free space on {disk.label}",
-                lambda: checked_free_extents(backend.free_extents(disk, source.reader), source.size),
-            )
+            found = look_for_free_space(backend, disk, source.reader, limit_s=limit_s, token=self._token)
+        except InterruptedRunError:
+            raise
         except Exception as error:  # free space is a saving, never a reason to fail
-            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {error or type(error).__name__}")
+            self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {str(error) or type(error).__name__}")
             return ()
+        self.regions[disk.index] = found.regions
+        skipped = sum(extent.length for extent in found.free)
+        self._feedback.emit(FreeSpaceFound(disk=disk.index, backend=name, skipped=skipped, regions=found.regions))
+        return found.free
 
     def sent(self, disk: Disk, source: Source) -> None:
         """All of `disk` has been read: its snapshot is no longer needed. Called from any thread.

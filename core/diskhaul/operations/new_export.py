@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from ..api import Buffer, DirectStoreFile, ExportReader, ExportStore, ExportWriter, StoreFile
+from ..api import Buffer, DirectStoreFile, DiskRegion, ExportReader, ExportStore, ExportWriter, StoreFile
 from ..errors import InvalidHookResultError
 from ..formats.chunk_table import effective_chunk_size
 from ..formats.codec import parse_compress
 from ..formats.export_id import new_export_id
-from ..formats.manifest import DIGESTS_LATER, DiskRecord, Manifest, chunks_name, instance_record
+from ..formats.manifest import DIGESTS_LATER, DISK_REGIONS, DiskRecord, Manifest, chunks_name, instance_record, most_regions
 from ..model import Disk
 from ..pipeline.meter import Meter
 from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
@@ -58,6 +58,7 @@ class NewExport:
         self._compression = parse_compress(task.options.compress)
         self._codec = self._compression.codec()
         self._jobs: list[SendJob] = []
+        self._regions: dict[int, tuple[DiskRegion, ...]] = {}  # by disk: what was found on it
         self._made: dict[int, SendJob] = {}  # by disk: jobs that read what had been stored without being read
         self._begun: ExportWriter | None = None
         self._note = 0
@@ -139,6 +140,7 @@ class NewExport:
             with self._feedback.stage("send", f"{len(self._instance.disks)} disk(s) to {self._target.name}"):
                 for disk in self._instance.disks:
                     sources.append(disks.open(disk))
+                    self._regions[disk.index] = disks.regions.get(disk.index, ())
                     self._jobs.append(self._send_job(disk, sources[-1], disks, workers * _PIECES_AHEAD))
                 run_jobs(
                     self._jobs,
@@ -231,6 +233,7 @@ class NewExport:
             root_digest=digested.table.root_digest() if digested is not None else "",
             seconds=job.seconds + (made.seconds if made is not None else 0.0),
             error="" if job.sent and job.error is None else str(job.error or "not sent: the export was stopped"),
+            regions=self._regions.get(disk.index, ()),
         )
 
     def _digested(self, index: int) -> SendJob | None:
@@ -282,6 +285,7 @@ class NewExport:
             zero_bytes=job.zero_bytes,
             free_bytes=job.free_bytes,
             consistency=disks.consistency,
+            regions=self._regions.get(disk.index, ())[: most_regions(len(self._instance.disks))],
         )
 
     # --- read back and publish --------------------------------------------------------------------------------------
@@ -369,7 +373,7 @@ class NewExport:
             options={"compress": str(self._compression), "shutdown": self._options.shutdown, "verify": self._options.verify},
             consistency=disks.consistency,
             layout=self._options.layout,
-            required_features=() if all(record.has_digests for record in records) else (DIGESTS_LATER,),
+            required_features=tuple(_features(records)),
             disks=records,
             other_files=others,
             timings=dict(self._feedback.timings),
@@ -398,6 +402,14 @@ def imagined_record(run_id: str, instance: str, node: str) -> ExportRecord:
     """The record of an export that does not exist yet, for plans."""
     now = datetime.now(UTC)
     return ExportRecord(export_id=new_export_id(now, run_id), instance=instance, node=node, store="", path="", created=now)
+
+
+def _features(records: Sequence[DiskRecord]) -> Iterator[str]:
+    """What a reader of the manifest has to know."""
+    if not all(record.has_digests for record in records):
+        yield DIGESTS_LATER
+    if any(record.regions for record in records):
+        yield DISK_REGIONS
 
 
 def _begin(store: ExportStore, instance: str, export_id: str) -> ExportWriter:

@@ -28,16 +28,20 @@ class DiskEstimate:
     size: int
     data_bytes: int
     hole_bytes: int
+    free_bytes: int
     stored_bytes: int
 
 
 def estimate_disk(source: Source, compression: Compression, chunk_size: int) -> DiskEstimate:
-    """Add up the extents and compress some samples of the data.
+    """Add up the extents, what is known to be free as such (`Source.free`), and compress some samples of the data.
 
     Raises:
         StorageError: the disk cannot be read.
     """
-    data = sum(extent.length for extent in source.extents() if extent.kind is ExtentKind.DATA)
+    total = dict.fromkeys(ExtentKind, 0)
+    for extent in source.extents():
+        total[extent.kind] += extent.length
+    data, free = total[ExtentKind.DATA], total[ExtentKind.FREE]
     chunk_size = effective_chunk_size(source.size, chunk_size)
     stored = -(-source.size // chunk_size) * _TABLE_BYTES
     if compression.name == "none":
@@ -47,7 +51,7 @@ def estimate_disk(source: Source, compression: Compression, chunk_size: int) -> 
         if empty := (source.size - data) // chunk_size:
             # Next to nothing with zstd; gzip takes a thousandth, which is much for a large disk with little in it.
             stored += empty * len(codec_for(compression.name, compression.level).zero_frame(chunk_size))
-    return DiskEstimate(source.size, data, source.size - data, stored)
+    return DiskEstimate(source.size, data, source.size - data - free, free, stored)
 
 
 def _sampled_ratio(source: Source, data: int, compression: Compression) -> float:

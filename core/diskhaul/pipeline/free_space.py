@@ -4,22 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..api import Extent, ExtentKind
+from ..api import DiskMap, DiskRegion, Extent, ExtentKind, FreeExtents
+
+MAX_REGION_TEXT = 1000
 
 
-def checked_free_extents(found: Iterable[Extent], size: int) -> tuple[Extent, ...]:
+def checked_free_extents(found: Iterable[Extent], size: int) -> FreeExtents:
     """Free extents as a backend gives them, sorted.
 
     Raises:
         ValueError: one is of another kind, lies outside the disk, or overlaps another: then none of them can be believed.
     """
-    free = tuple(sorted(found, key=lambda extent: extent.offset))
-    position = 0
-    for extent in free:
-        if extent.kind is not ExtentKind.FREE or extent.offset < position or extent.length <= 0 or extent.end > size:
-            raise ValueError(f"{extent} after offset {position} on a disk of {size} bytes")
-        position = extent.end
+    if isinstance(found, FreeExtents):
+        free = found
+    else:
+        listed = sorted(found, key=lambda extent: extent.offset)
+        strange = next((extent for extent in listed if extent.kind is not ExtentKind.FREE), None)
+        if strange is not None:
+            raise ValueError(f"{strange} is not free")
+        free = FreeExtents((extent.offset, extent.length) for extent in listed)
+    if free.end > size:
+        raise ValueError(f"free bytes up to {free.end} on a disk of {size} bytes")
     return free
+
+
+def checked_disk_map(found: DiskMap, size: int) -> DiskMap:
+    """A disk's map as a backend gives it, its free extents sorted.
+
+    Raises:
+        ValueError: it is no map of a disk of `size` bytes, or its extents cannot be believed.
+    """
+    if not isinstance(found, DiskMap) or found.size != size:
+        raise ValueError(f"{found!r:.200} is no map of a disk of {size} bytes")
+    regions = tuple(found.regions)
+    for region in regions:
+        _check_region(region, size)
+    return DiskMap(size=size, regions=regions, free=checked_free_extents(found.free, size))
+
+
+def _check_region(region: DiskRegion, size: int) -> None:
+    """Raise unless it is one that can be shown, and recorded."""
+    if not isinstance(region, DiskRegion):
+        raise ValueError(f"{region!r:.200} is no region")  # noqa: TRY004  # a plugin's nonsense is one error, whatever its kind
+    for text in (region.place, region.type, region.label, region.state, region.kept):
+        if not isinstance(text, str) or len(text) > MAX_REGION_TEXT or _has_surrogates(text):
+            raise ValueError(f"{text!r:.200} is no text of a region")
+    numbers = (region.offset, region.length, region.block_size, region.skipped, 0 if region.free is None else region.free)
+    if any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers) or region.offset > size:
+        raise ValueError(f"a region at {region.offset!r:.40} that is not on a disk of {size} bytes")
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether there are halves of characters in it, which no file can hold."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def overlay(extents: Iterable[Extent], free: Sequence[Extent]) -> Iterator[Extent]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,6 +38,23 @@ class FreeRuns:
         else:
             numbers.extend((offset, length))
         self.total += length
+
+    def overlaps(self, offset: int, length: int) -> bool:
+        """Is any of these bytes (at least one) in a range?"""
+        numbers = self._numbers
+        after = bisect_left(
+            range(len(self)), offset + length, key=lambda index: numbers[2 * index]
+        )  # those that begin before its end
+        return after > 0 and numbers[2 * after - 2] + numbers[2 * after - 1] > offset
+
+    def drop_shorter(self, length: int) -> None:
+        """Forget ranges of less than `length` bytes."""
+        kept = array("Q")
+        for offset, size in self:
+            if size >= length:
+                kept.extend((offset, size))
+        self._numbers = kept
+        self.total = sum(kept[1::2])
 
     def __len__(self) -> int:
         return len(self._numbers) // 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 
@@ -30,7 +32,7 @@ class Volume(Protocol):
         ...
 
     def on_disk(self, offset: int, length: int, /) -> Iterator[tuple[int, int]]:
-        """Where these bytes lie on the whole disk: pairs of offset and length, in the volume's order.
+        """Where these bytes lie on the whole disk: pairs of offset and length, in any order (a stripe's pieces are joined).
 
         Raises:
             OutsideVolumeError: not all of it lies on the volume.
@@ -89,7 +91,7 @@ class Part:
 
 
 class Joined:
-    """Ranges of other volumes one behind the other, as the pieces of a logical volume are."""
+    """Ranges of other volumes one behind the other, as the segments of a logical volume are."""
 
     def __init__(self, pieces: Sequence[tuple[Volume, int, int]]) -> None:
         """`pieces`: volume, offset on it, and length in bytes (more than 0) of each.
@@ -100,19 +102,20 @@ class Joined:
         for volume, offset, length in pieces:
             _check(volume, offset, length)
         self._pieces = tuple(pieces)
-        self.size = sum(length for _, _, length in pieces)
+        self._ends = tuple(accumulate(length for _, _, length in pieces))
+        self.size = self._ends[-1] if self._ends else 0
 
     def _cut(self, offset: int, length: int) -> Iterator[tuple[Volume, int, int]]:
         _check(self, offset, length)
-        begin = 0
-        for volume, start, piece_length in self._pieces:
-            end = begin + piece_length
-            if length and begin <= offset < end:
-                part = min(length, end - offset)
-                yield volume, start + offset - begin, part
-                offset += part
-                length -= part
-            begin = end
+        index = bisect_right(self._ends, offset)
+        while length:
+            volume, start, piece_length = self._pieces[index]
+            inside = offset - (self._ends[index] - piece_length)
+            part = min(length, piece_length - inside)
+            yield volume, start + inside, part
+            offset += part
+            length -= part
+            index += 1
 
     def read(self, offset: int, length: int, /) -> bytes:
         return b"".join(volume.read(start, part) for volume, start, part in self._cut(offset, length))
@@ -120,3 +123,51 @@ class Joined:
     def on_disk(self, offset: int, length: int, /) -> Iterator[tuple[int, int]]:
         for volume, start, part in self._cut(offset, length):
             yield from volume.on_disk(start, part)
+
+
+class Striped:
+    """Columns of other volumes, filled in turn with `stripe_size` bytes each, as a striped segment of a logical volume is."""
+
+    def __init__(self, columns: Sequence[tuple[Volume, int]], column_size: int, stripe_size: int) -> None:
+        """`columns`: volume and offset on it of each; `column_size`: bytes of each, a multiple of `stripe_size`.
+
+        Raises:
+            OutsideVolumeError: a column is not on its volume.
+            ValueError: the sizes do not fit.
+        """
+        if not columns or stripe_size <= 0 or column_size % stripe_size:
+            raise ValueError(f"{len(columns)} columns of {column_size} bytes cannot be striped by {stripe_size}")
+        for volume, offset in columns:
+            _check(volume, offset, column_size)
+        self._columns = tuple(columns)
+        self._stripe_size = stripe_size
+        self.size = column_size * len(columns)
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        _check(self, offset, length)
+        parts: list[bytes] = []
+        while length:
+            stripe, inside = divmod(offset, self._stripe_size)
+            row, index = divmod(stripe, len(self._columns))
+            part = min(length, self._stripe_size - inside)
+            volume, start = self._columns[index]
+            parts.append(volume.read(start + row * self._stripe_size + inside, part))
+            offset += part
+            length -= part
+        return b"".join(parts)
+
+    def on_disk(self, offset: int, length: int, /) -> Iterator[tuple[int, int]]:
+        """A range lies in one piece on each column: from where its first stripe there begins to where its last one ends."""
+        _check(self, offset, length)
+        if not length:
+            return
+        for index, (volume, start) in enumerate(self._columns):
+            begin, end = self._in_column(offset, index), self._in_column(offset + length, index)
+            if end > begin:
+                yield from volume.on_disk(start + begin, end - begin)
+
+    def _in_column(self, offset: int, index: int) -> int:
+        """How many bytes of column `index` lie before `offset` of the volume."""
+        stripe, inside = divmod(offset, self._stripe_size)
+        row, at = divmod(stripe, len(self._columns))
+        return row * self._stripe_size + (self._stripe_size if index < at else inside if index == at else 0)

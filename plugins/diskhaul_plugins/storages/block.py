@@ -20,7 +20,7 @@ from diskhaul.errors import StorageError
 from diskhaul.model import Disk
 
 from . import usage, writers
-from .raw import RawReader, RawWriter, disk_path, storage_error
+from .raw import RawInPlace, RawReader, RawWriter, disk_path, storage_error
 
 _BLKROGET = 0x125E  # linux/fs.h: _IO(0x12, 94)
 
@@ -98,6 +98,30 @@ class BlockStorage(Storage):
             os.close(descriptor)
             raise
         return RawWriter(descriptor, size, path, reads_zero=False)
+
+    def open_in_place(self, disk: Disk, /) -> RawInPlace:
+        """Opened exclusively: meanwhile nobody mounts it, nor opens it exclusively."""
+        path = disk_path(disk)
+        descriptor = _open_device(path, os.O_RDWR | os.O_EXCL)
+        try:
+            if _is_read_only(descriptor):
+                raise StorageError(f"{path}: is read-only: make it writable (blockdev --setrw)", path=path)
+            device, size = os.fstat(descriptor).st_rdev, native.block_device_size(descriptor)
+            return RawInPlace(descriptor, size, path, lambda: writers.device_writers(device))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def check_in_place(self, disk: Disk, /) -> Iterator[str]:
+        try:
+            descriptor = _open_device(disk_path(disk), os.O_RDONLY)
+        except StorageError:
+            return  # `check` has said so
+        try:
+            if _is_read_only(descriptor):
+                yield f"{disk.label}: cannot be zeroed in place: it is read-only"
+        finally:
+            os.close(descriptor)
 
     def location(self, disk: Disk, /) -> str:
         """The file behind a loop device (it may be a disk itself), else ``block:MAJOR:MINOR``, which no link disguises."""

@@ -18,7 +18,7 @@ from diskhaul.errors import StorageError
 from diskhaul.model import Disk
 
 from . import usage, writers
-from .raw import RawReader, RawWriter, disk_path, storage_error
+from .raw import RawInPlace, RawReader, RawWriter, disk_path, storage_error
 
 
 def capability() -> Capability:
@@ -116,6 +116,28 @@ class FileStorage(Storage):
             os.close(directory)
             raise
         return FileWriter(descriptor, directory, size, path)
+
+    def open_in_place(self, disk: Disk, /) -> RawInPlace:
+        """The configured path may be a link, as when it is read: what is opened is what will be looked at."""
+        path = disk_path(disk)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error("open for writing", path, error) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path}: {_not_regular(status)}", path=path)
+            return RawInPlace(descriptor, status.st_size, path, lambda: writers.file_writers(f"/proc/self/fd/{descriptor}"))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def check_in_place(self, disk: Disk, /) -> Iterator[str]:
+        if disk.path is None or not os.path.isfile(disk.path):
+            return  # `check` has said so
+        if not os.access(disk.path, os.W_OK):
+            yield f"{disk.label}: cannot be zeroed in place: it is not writable"
 
     def location(self, disk: Disk, /) -> str:
         return os.path.realpath(disk.path) if disk.path is not None else ""

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import diskhaul_native as native
 from diskhaul.api import Buffer, Extent, ExtentKind
@@ -19,6 +19,7 @@ BLOCK_SIZE = 4096
 _ZERO_BLOCK_SIZE = 64 << 10
 """Where zeros have to be made instead of left out, shorter runs of them are written with their neighbours: that is quicker."""
 _CELL_SIZE = 4 << 20  # bytes; how finely a writer remembers where it has been
+_SCAN_SIZE = 4 << 20  # bytes that are read together to find out whether they have to be zeroed
 
 
 def disk_path(disk: Disk) -> str:
@@ -98,6 +99,85 @@ class RawReader:
         status = os.fstat(self.fileno())
         if stat.S_ISREG(status.st_mode) and status.st_size < self._size:
             raise OSError(errno.ENODATA, "shrunk", self._path)
+
+
+class RawInPlace(RawReader):
+    """A file or block device whose ranges are made zero; closes `descriptor`, which is good for both, when it is closed.
+
+    The kernel takes blocks away where it can ("punch"): nothing is read then. Where it cannot, what is zero already is left
+    alone, so that a thin volume does not get blocks for zeros.
+    """
+
+    def __init__(self, descriptor: int, size: int, path: str, users: Callable[[], Iterable[str]]) -> None:
+        super().__init__(descriptor, size, path)
+        self._users = users
+        self._punches = True
+        self._failure: BaseException | None = None
+        self._scratch: memoryview | None = None
+
+    def users(self) -> Iterable[str]:
+        return self._users()
+
+    def zero(self, offset: int, length: int, /) -> None:
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise StorageError(f"{self._path}: {length} bytes are not on a disk of {self._size}", path=self._path, offset=offset)
+        self._check_sound()
+        try:
+            if length and not (self._punches and self._punch(offset, length)):
+                self._zero_what_is_not(offset, length)
+        except OSError as error:
+            self._failure = error
+            raise storage_error("zero", self._path, error, offset) from error
+
+    def flush(self) -> None:
+        self._check_sound()
+        try:
+            native.fsync(self.fileno(), name=self._path)
+        except OSError as error:
+            self._failure = error
+            raise storage_error("flush", self._path, error) from error
+
+    def _check_sound(self) -> None:
+        if self._failure is not None:
+            raise StorageError(f"{self._path}: an earlier zeroing or flush failed", path=self._path) from self._failure
+
+    def _punch(self, offset: int, length: int) -> bool:
+        """False, and never tried again, where the target has no such thing."""
+        try:
+            native.zero_range(self.fileno(), offset, length, method="punch", name=self._path)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._punches = False
+        return self._punches
+
+    def _zero_what_is_not(self, offset: int, length: int) -> None:
+        """Read, and zero the cells that are not zero, neighbours in one call."""
+        if self._scratch is None:
+            self._scratch = native.aligned_buffer(_SCAN_SIZE)
+        descriptor, end = self.fileno(), offset + length
+        while offset < end:
+            piece = self._scratch[: min(_SCAN_SIZE - offset % _SCAN_SIZE, end - offset)]
+            if not native.read_scan(descriptor, piece, offset, name=self._path):
+                for begin, size in _nonzero_cells(piece, offset):
+                    native.zero_range(descriptor, offset + begin, size, name=self._path)
+            offset += len(piece)
+
+
+def _nonzero_cells(piece: memoryview, offset: int) -> Iterator[tuple[int, int]]:
+    """Runs of cells that hold something: where in `piece`, and how long. `offset` is the disk's for the piece."""
+    run, position = 0, 0
+    while position < len(piece):
+        size = min(_ZERO_BLOCK_SIZE - (offset + position) % _ZERO_BLOCK_SIZE, len(piece) - position)
+        if native.is_zero(piece[position : position + size]):
+            if run:
+                yield position - run, run
+            run = 0
+        else:
+            run += size
+        position += size
+    if run:
+        yield position - run, run
 
 
 class RawWriter:
