@@ -13,7 +13,8 @@ from diskhaul.api import BackendContext
 from diskhaul.errors import RefusedError
 from diskhaul.model import Cluster
 from diskhaul.testing.conformance.zerofills import ZeroFillConformance
-from diskhaul_plugins.zerofills.skip import SkipZeroFill, SwapZeroFill
+from diskhaul_plugins.zerofills.fill import FillZeroFill
+from diskhaul_plugins.zerofills.skip import ExtZeroFill, SkipZeroFill, SwapZeroFill
 
 MIB = 1 << 20
 
@@ -63,6 +64,39 @@ class TestSwap(_OnSwap):
     @pytest.fixture
     def zerofill(self, tmp_path: Path) -> SwapZeroFill:
         return SwapZeroFill(context(tmp_path))
+
+
+class TestFill(_OnSwap):
+    @pytest.fixture
+    def zerofill(self, tmp_path: Path) -> FillZeroFill:
+        return FillZeroFill(context(tmp_path))
+
+
+class TestExt(ZeroFillConformance):
+    """On a disk that is one filesystem."""
+
+    @pytest.fixture
+    def zerofill(self, tmp_path: Path) -> ExtZeroFill:
+        return ExtZeroFill(context(tmp_path))
+
+    @pytest.fixture
+    def image(self, tmp_path: Path, requires: Callable[..., None]) -> Path:
+        requires("mkfs.ext4")
+        made = tmp_path / "ext4.raw"
+        with open(made, "wb") as file:
+            file.truncate(64 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", str(made)], check=True, capture_output=True)
+        return made
+
+    @pytest.fixture
+    def in_use(self) -> list[tuple[int, int]]:
+        return [(0, 2048)]
+
+    @pytest.fixture
+    def free_bytes(self, image: Path) -> int:
+        counted = subprocess.run(["dumpe2fs", "-h", str(image)], check=True, capture_output=True, text=True).stdout
+        found = {name: value.strip() for name, _, value in (line.partition(":") for line in counted.splitlines())}
+        return int(found["Free blocks"]) * int(found["Block size"])
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": "long"}, {"timeout_s": True}, {"timout_s": 1}], ids=repr)

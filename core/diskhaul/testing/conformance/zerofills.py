@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -38,6 +39,45 @@ class OpenedImage:
 
     def close(self) -> None:
         self._file.close()
+
+
+class ImageInPlace(OpenedImage):
+    """An image file, opened so that ranges of it can be made zero: a `diskhaul.api.DiskInPlace`.
+
+    Attributes:
+        used_by: what `users` says.
+        fails: whether zeroing raises.
+        flushed: nothing was zeroed since the last `flush`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._written = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.used_by: tuple[str, ...] = ()
+        self.fails = False
+        self.flushed = True
+
+    def zero(self, offset: int, length: int, /) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, "scripted")
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise OSError(errno.EINVAL, "outside the disk")
+        self.flushed = False
+        while length:
+            part = os.pwrite(self._written, bytes(min(length, MIB)), offset)
+            offset += part
+            length -= part
+
+    def users(self) -> tuple[str, ...]:
+        return self.used_by
+
+    def flush(self) -> None:
+        os.fsync(self._written)
+        self.flushed = True
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._written)
 
 
 class ZeroFillConformance:
@@ -104,6 +144,12 @@ class ZeroFillConformance:
     @pytest.fixture
     def reader(self, image: Path) -> Iterator[OpenedImage]:
         opened = OpenedImage(image)
+        yield opened
+        opened.close()
+
+    @pytest.fixture
+    def target(self, image: Path) -> Iterator[ImageInPlace]:
+        opened = ImageInPlace(image)
         yield opened
         opened.close()
 
@@ -198,25 +244,40 @@ class ZeroFillConformance:
         assert descriptors() == before
 
     def test_what_is_free_becomes_zero_and_all_else_stays(
-        self, backend: ZeroFill, disk: Disk, image: Path, found: DiskMap
+        self, backend: ZeroFill, disk: Disk, image: Path, target: ImageInPlace, found: DiskMap
     ) -> None:
         if not backend.writes:
             pytest.skip("it does not write")
         wanted = hashlib.blake2b()
         for part in _zeroed(image, found):
             wanted.update(part)
-        backend.zero(disk, deadline_s=self.deadline_s)
+        backend.zero(disk, target, deadline_s=self.deadline_s, cancelled=lambda: False)
         assert _digest(image) == wanted.hexdigest()
+        assert target.flushed
 
-    def test_out_of_time_it_fails_and_has_changed_nothing_that_is_in_use(
-        self, backend: ZeroFill, disk: Disk, image: Path, found: DiskMap
+    @pytest.mark.parametrize("why", ["out of time", "cancelled", "the disk fails"])
+    def test_stopped_half_way_it_has_changed_nothing_that_is_in_use(
+        self, backend: ZeroFill, disk: Disk, image: Path, target: ImageInPlace, found: DiskMap, why: str
     ) -> None:
         if not backend.writes:
             pytest.skip("it does not write")
         kept = _digest_of_the_rest(image, found)
+        deadline_s = 0.0 if why == "out of time" else self.deadline_s
+        target.fails = why == "the disk fails"
         with pytest.raises((DiskhaulError, OSError)):
-            backend.zero(disk, deadline_s=0.0)
+            backend.zero(disk, target, deadline_s=deadline_s, cancelled=lambda: why == "cancelled")
         assert _digest_of_the_rest(image, found) == kept
+
+    def test_a_disk_that_somebody_uses_is_not_zeroed(
+        self, backend: ZeroFill, disk: Disk, image: Path, target: ImageInPlace
+    ) -> None:
+        if not backend.writes:
+            pytest.skip("it does not write")
+        before = _digest(image)
+        target.used_by = ("is open for writing in process 7 (qemu)",)
+        with pytest.raises(DiskhaulError):
+            backend.zero(disk, target, deadline_s=self.deadline_s, cancelled=lambda: False)
+        assert _digest(image) == before
 
 
 def _free(backend: ZeroFill, disk: Disk, reader: DiskReader) -> list[tuple[int, int]]:
