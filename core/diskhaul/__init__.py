@@ -28,9 +28,12 @@ if TYPE_CHECKING:
         BackendContext as BackendContext,
         Capability as Capability,
         CleanupSpec as CleanupSpec,
+        DiskMap as DiskMap,
+        DiskRegion as DiskRegion,
         EngineSpec as EngineSpec,
         Extent as Extent,
         ExtentKind as ExtentKind,
+        FreeExtents as FreeExtents,
         InventorySpec as InventorySpec,
         LockMode as LockMode,
         LockSpec as LockSpec,
@@ -72,7 +75,9 @@ if TYPE_CHECKING:
     from .library import (
         bench as bench,
         export as export,
+        free_extents as free_extents,
         import_ as import_,
+        inspect as inspect,
         list_exports as list_exports,
         plan as plan,
         plugins_report as plugins_report,
@@ -104,12 +109,14 @@ if TYPE_CHECKING:
     from .profile import load_profile as load_profile, save_profile as save_profile
     from .records import (
         BenchResult as BenchResult,
+        DiskPicture as DiskPicture,
         DiskResult as DiskResult,
         ExportDetails as ExportDetails,
         ExportRecord as ExportRecord,
         ExportResult as ExportResult,
         Finding as Finding,
         ImportResult as ImportResult,
+        InspectedDisk as InspectedDisk,
         ListResult as ListResult,
         Measurement as Measurement,
         PathLimit as PathLimit,
@@ -126,8 +133,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": (
-        "API_VERSION BackendContext Capability CleanupSpec EngineSpec Extent ExtentKind InventorySpec LockMode LockSpec "
-        "RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec Tunable ZeroFillSpec"
+        "API_VERSION BackendContext Capability CleanupSpec DiskMap DiskRegion EngineSpec Extent ExtentKind FreeExtents "
+        "InventorySpec LockMode LockSpec RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec Tunable ZeroFillSpec"
     ),
     "cancellation": "CancellationToken",
     "config": "load_cluster",
@@ -139,14 +146,17 @@ _HOMES = {
     ),
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
-    "library": "bench export import_ list_exports plan plugins_report prune recover remove show tune verify",
+    "library": (
+        "bench export free_extents import_ inspect list_exports plan plugins_report prune recover remove show tune verify"
+    ),
     "model": "Cluster Disk Instance Nic Node",
     "option_defaults": "export_options import_options with_profile",
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
     "profile": "load_profile save_profile",
     "records": (
-        "BenchResult DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult ListResult Measurement PathLimit "
-        "Plan PlannedDisk Profile RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
+        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult InspectedDisk "
+        "ListResult Measurement PathLimit Plan PlannedDisk Profile RecoverResult RemovalResult TuneResult TuneRound TuneTrial "
+        "VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

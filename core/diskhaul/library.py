@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .api import FreeExtents
 from .cancellation import CancellationToken
 from .errors import RefusedError
 from .feedback import EventListener
@@ -23,6 +24,7 @@ from .records import (
     ExportDetails,
     ExportResult,
     ImportResult,
+    InspectedDisk,
     ListResult,
     Plan,
     RecoverResult,
@@ -432,6 +434,74 @@ def tune(
     return TuneOperation(RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel), request).run()
 
 
+def inspect(
+    disk: Disk | Path | str | None = None,
+    *,
+    instance: str | None = None,
+    config: Config | None = None,
+    zero_fill: str | None = None,
+    svg: Path | str | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> InspectedDisk:
+    """Say what a disk holds: partitions, volumes and filesystems, what is free in them, and what of it exports may leave out.
+
+    The disk is only read, and no locks are taken. Guests' data is read by a process without privileges, and believed only where
+    all of it fits together (``docs/free-space.md``). Of a disk that is written to meanwhile the answer may be out of date, and
+    `InspectedDisk.in_use` says so: it is then good for looking at, not for leaving anything out.
+
+    Args:
+        disk: a disk image, a block device, or any disk that a storage opens.
+        instance: in place of `disk`, ``NAME`` or ``NAME:INDEX`` of an instance of `config`; the index is needed where there are
+            several disks.
+        config: needed for `instance`; its ``[backend_options]`` are used.
+        zero_fill: the zero-fill backend that reads it; None is the configured one, or the first that does not refuse the disk.
+        svg: a file for a picture of the disk. A picture that is there is replaced; anything else is not.
+        plugins, on_event, cancel: as in `export`.
+
+    Raises:
+        RefusedError: the disk cannot be opened, or is empty; `zero_fill` cannot be used; `svg` cannot be written there.
+        UnknownNameError: there is no such instance.
+        OperationFailedError: the disk could not be read through, so nothing is known of it; or `svg` could not be written.
+        InterruptedRunError: cancelled.
+    """
+    from .operations.inspection import InspectOperation, InspectRequest
+
+    if (disk is None) == (instance is None):
+        raise RefusedError("disk: give either a disk or an instance")
+    if instance is not None and config is None:
+        raise RefusedError(f"{instance}: to inspect a disk of an instance, give a configuration; or give a disk")
+    request = InspectRequest(disk=_disk(disk), instance=instance, zero_fill=zero_fill, svg=Path(svg) if svg is not None else None)
+    cluster = _cluster(config) if config is not None else _no_cluster()
+    return InspectOperation(RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel), request).run()
+
+
+def free_extents(
+    disk: Disk | Path | str,
+    *,
+    config: Config | None = None,
+    zero_fill: str | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> FreeExtents:
+    """Find the byte ranges of a disk that its guest's filesystems call free, where that can be believed.
+
+    `inspect` says why the rest is kept, and whether the disk was being written to, in which case this is out of date.
+
+    Args:
+        disk, config, zero_fill, plugins, on_event, cancel: as in `inspect`.
+
+    Returns:
+        Extents of kind FREE, ascending, without overlap, of allocated and never written space alike; a sequence.
+
+    Raises:
+        RefusedError, OperationFailedError, InterruptedRunError: as `inspect`.
+    """
+    return inspect(disk, config=config, zero_fill=zero_fill, plugins=plugins, on_event=on_event, cancel=cancel).free
+
+
 def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = ()) -> tuple[RegisteredBackend, ...]:
     """List every backend there is, stage by stage, in the order in which they are asked. Makes none of them.
 
@@ -485,7 +555,9 @@ def _context_for(
 __all__ = [
     "bench",
     "export",
+    "free_extents",
     "import_",
+    "inspect",
     "list_exports",
     "plan",
     "plugins_report",

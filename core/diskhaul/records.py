@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .api import DiskMap, FreeExtents
 from .model import Instance, Node
 from .options import Aim, Setting
 
@@ -438,3 +439,52 @@ class BenchResult:
     options: Mapping[str, Setting]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskPicture:
+    """A disk as a row of equal cells, and how many bytes of each cell are what.
+
+    Attributes:
+        cell_size: bytes of a cell; the last one may be shorter.
+        used: bytes that hold data.
+        kept: bytes that hold data of which it is not known whether they are free: of something unknown, or in doubt.
+        free: bytes that are allocated, and free in the guest's eyes.
+        hole: bytes that were never written.
+    """
+
+    cell_size: int
+    used: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+    hole: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedDisk(DiskMap):
+    """What a disk holds: a `diskhaul.api.DiskMap`, and what is allocated of it.
+
+    Attributes:
+        disk: what was looked at.
+        backend: the zero-fill backend that read it.
+        free: what may be left out, allocated or not.
+        free_bytes: how much of that is allocated: so much less has to be read and stored.
+        data_bytes: allocated and not free.
+        hole_bytes: never written.
+        picture: where all that is.
+        in_use: who may have been writing to the disk meanwhile, one line each: then what was seen may be out of date.
+        warnings: whatever is worth saying, `in_use` included.
+        svg_path: the picture that was written, or "".
+    """
+
+    run_id: str
+    disk: str
+    backend: str
+    free: FreeExtents = field(default_factory=FreeExtents)
+    free_bytes: int = 0
+    data_bytes: int = 0
+    hole_bytes: int = 0
+    picture: DiskPicture
+    in_use: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    svg_path: str = ""

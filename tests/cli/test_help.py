@@ -13,7 +13,7 @@ from .conftest import ENVIRONMENT
 
 COMMANDS = [
     *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover"),
-    *("bench", "tune", "plugins", "doctor", "demo"),
+    *("inspect", "bench", "tune", "plugins", "doctor", "demo"),
 ]
 PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
 EXPORT_FLAGS = [
@@ -49,6 +49,7 @@ FLAGS = {
     "remove": ["--node", "--all", "--dry-run"],
     "prune": ["--node", "--keep-last", "--keep-daily", "--keep-weekly", "--keep-monthly", "--keep-yearly", "--dry-run"],
     "recover": [],
+    "inspect": ["--zero-fill", "--svg"],
     "bench": ["--source", "--target", "--time", "--compress", "--chunk-size", "--profile", *PATH_FLAGS],
     "tune": [
         *("--source", "--instance", "--target", "--aim", "--within", "--time", "--compress-range", "--sample", "--write-limit"),

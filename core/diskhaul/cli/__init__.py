@@ -1,8 +1,8 @@
 """The command line: ``diskhaul`` and ``python -m diskhaul``.
 
-Layers: `main` is the group; `export`, `restore`, `exports`, `recover`, `machine` and `demo` hold the commands, which only parse,
-call the library, and return an `Answer`; `invocation` prints answers and owns everything commands share. Importing this
-package loads nothing else; a command loads the library only when it runs.
+Layers: `main` is the group; `export`, `restore`, `exports`, `recover`, `inspection`, `tuning`, `machine` and `demo` hold the
+commands, which only parse, call the library, and return an `Answer`; `invocation` prints answers and owns everything commands
+share. Importing this package loads nothing else; a command loads the library only when it runs.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ _COMMANDS = {
     "prune": "exports",
     "plan": "export",
     "recover": "recover",
+    "inspect": "inspection",
     "bench": "tuning",
     "tune": "tuning",
     "plugins": "machine",
