@@ -79,9 +79,10 @@ def foreseen(volume: WholeDisk) -> tuple[Journal, dict[int, int]]:
 
 
 def assert_replay_is_foreseen(image: Path, work: Path) -> dict[int, int]:
-    """e2fsck's replay makes of the disk what was foreseen, block by block. Returns what was."""
+    """e2fsprogs' replay (the kernel's, ported) makes of the disk what was foreseen, block by block. Returns what was foreseen."""
     after = filled(image, work / f"{image.name}.replayed", (), ZEROS)
-    run("e2fsck", "-y", "-E", "journal_only", after, codes=(0, 1))
+    # e2fsck would deal with orphaned inodes as well. Before the replay a bitmap need not fit its checksum (-n).
+    run("debugfs", "-w", "-n", "-R", "journal_run", after)
     with opened(image) as before, opened(after) as volume:
         journal, changed = foreseen(before)
         size = journal.block_size
@@ -89,14 +90,14 @@ def assert_replay_is_foreseen(image: Path, work: Path) -> dict[int, int]:
         own = {
             journal.file.on_disk(0),
             1024 // size,
-        }  # the superblocks of the journal and the filesystem: e2fsck writes what it did
+        }  # the superblocks of the journal and the filesystem: it is noted what was done
         different = [
             block
             for block in range(before.size // size)
             if volume.read(block * size, size) != view.read(block * size, size) and block not in own
         ]
     after.unlink()
-    assert different == []
+    assert different == [], (different[:20], sorted(changed)[:400])
     return changed
 
 

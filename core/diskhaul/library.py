@@ -189,7 +189,7 @@ def verify(
     Args:
         export: ``INSTANCE`` (all its exports), ``INSTANCE@ID``, a directory (which needs no `config`), or None for all.
         node: look on this node only.
-        threads: worker threads; 0 is one per CPU, at most 8.
+        threads: worker threads; 0 is one more than CPUs, at most 8.
         on_event, cancel: as in `export`.
 
     Returns:

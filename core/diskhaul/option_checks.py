@@ -217,7 +217,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "verify": _one_of(*get_args(VerifyMode)),
     "digest": _one_of(*get_args(DigestTime)),
     "chunk_size": _chunk_size,
-    "threads": _whole(0, MAX_THREADS, least_means="one per CPU"),
+    "threads": _whole(0, MAX_THREADS, least_means="one more than CPUs"),
     "read_ahead": _whole(0, MAX_READ_AHEAD),
     "direct_io": _one_of(*get_args(DirectIO)),
     "memory": _whole(MIN_MEMORY, MAX_MEMORY, unit="number of bytes"),

@@ -34,7 +34,7 @@ class PathOptions:
     """How bytes are moved, whatever is done with them: options of exports and imports alike.
 
     Attributes:
-        threads: chunks worked on at once, for all disks together; 0 = one per CPU, at most 8.
+        threads: chunks worked on at once, for all disks together; 0 = one more than CPUs, at most 8.
         read_ahead: further chunks that are being read, or written, meanwhile, so that no CPU waits for the disk.
         direct_io: "auto" bypasses the page cache where file and filesystem allow it, but reads from the cache what is there
             already; "always" refuses what cannot be read and written directly; "never" goes through the cache.

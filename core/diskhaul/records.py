@@ -62,9 +62,9 @@ class PlannedDisk:
 
     `snapshot` is the backend that will be used, "" for none. `shared`: the export will share the disk's blocks, not copy them.
 
-    Where free space is to be left out, `free_bytes` is how much that would be now (`regions` say where, and why not); they are not
-    in `data_bytes`. It is an estimate: a running guest goes on writing while it is found out, and what counts is the state in
-    which the disk is sent. `free_basis` says what it is taken from, or why it is not known.
+    Where free space is to be left out, `free_bytes` is how much that would be now (`regions` say where, and why not), and
+    `data_bytes` is without it. It is an estimate: a running guest goes on writing while it is found out, and what counts is the
+    state in which the disk is sent. `free_basis` says what it is taken from, or why it is not known.
     """
 
     index: int
@@ -115,8 +115,8 @@ class DiskResult:
     """What became of one disk. `error` is "" when it was sent (or restored) and checked.
 
     `bytes_shared` of an exported disk are its own blocks, shared with the export instead of copied. `root_digest` is "" where the
-    digests are left to `verify`. `regions` is what the disk holds, and what of it was left out as free, where that was looked for;
-    of `regions` that are not allocated on the disk anyway, `free_bytes` counts nothing.
+    digests are left to `verify`. `regions` is what the disk holds, and what of it is free, where that was looked for;
+    `free_bytes` counts of that only what is allocated on the disk, and so was really left out.
     """
 
     index: int

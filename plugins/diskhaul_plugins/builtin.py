@@ -126,6 +126,12 @@ def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
         capability=_capability("zerofills.skip"),
     )
     yield ZeroFillSpec(
+        name="ext",
+        summary="reads ext2, ext3 and ext4 only",
+        create=_create("zerofills.skip", "ExtZeroFill"),
+        capability=_capability("zerofills.skip"),
+    )
+    yield ZeroFillSpec(
         name="swap",
         summary="reads swap space only",
         create=_create("zerofills.skip", "SwapZeroFill"),

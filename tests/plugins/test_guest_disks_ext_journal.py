@@ -1,4 +1,4 @@
-"""What replaying a journal would change: compared with what e2fsck makes of logs that are written here, block by block."""
+"""What replaying a journal would change: compared with what e2fsprogs make of logs that are written here, block by block."""
 
 from __future__ import annotations
 

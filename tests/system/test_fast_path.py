@@ -179,3 +179,8 @@ def test_a_restored_disk_is_the_same_however_it_was_read_and_written(large: Lab,
         diskhaul.import_(result.export.path, to_dir=target, options=diskhaul.ImportOptions(direct_io=mode))
         restored.append((target / "disk-0.raw").read_bytes())
     assert restored[0] == restored[1] == restored[2]
+
+
+def test_threads_that_memory_is_not_enough_for_are_told(large: Lab) -> None:
+    result = large.export(compress="zstd:19", threads=3, memory=100 * MIB, chunk_size=4 * MIB)
+    assert any("1 of 3 threads compress at a time" in warning and "100 MiB" in warning for warning in result.warnings)

@@ -60,7 +60,7 @@ def _restored(cluster: diskhaul.Cluster, directory: Path) -> bytes:
 
 def test_free_space_is_left_out_on_the_way_and_the_disk_is_not_written(cluster: diskhaul.Cluster, tmp_path: Path) -> None:
     before = (tmp_path / "disk.raw").read_bytes()
-    options = diskhaul.ExportOptions(zero_free_space=True, chunk_size=256 * 1024)
+    options = diskhaul.ExportOptions(zero_free_space=True, zero_fill="middle", chunk_size=256 * 1024)
     result = diskhaul.export("vm", node="beta", config=cluster, options=options, plugins=[KnowsTheMiddle()])
     disk = result.disks[0]
     assert (disk.data_bytes, disk.zero_bytes, disk.free_bytes, disk.bytes_read) == (3 * MIB, 0, MIB, 3 * MIB)
@@ -75,7 +75,7 @@ def test_free_space_inside_a_chunk_is_left_out_too(cluster: diskhaul.Cluster, tm
         "vm",
         node="beta",
         config=cluster,
-        options=diskhaul.ExportOptions(zero_free_space=True),
+        options=diskhaul.ExportOptions(zero_free_space=True, zero_fill="middle"),
         plugins=[KnowsTheMiddle(extents=[odd])],
     )
     assert (result.disks[0].free_bytes, result.disks[0].data_bytes) == (1024, 4 * MIB - 1024)
@@ -88,7 +88,7 @@ def test_nonsense_from_a_backend_means_that_nothing_is_skipped(cluster: diskhaul
         "vm",
         node="beta",
         config=cluster,
-        options=diskhaul.ExportOptions(zero_free_space=True),
+        options=diskhaul.ExportOptions(zero_free_space=True, zero_fill="middle"),
         plugins=[KnowsTheMiddle(extents=[Extent(3 * MIB, 2 * MIB, ExtentKind.FREE)])],
     )
     assert result.disks[0].free_bytes == 0
@@ -98,14 +98,18 @@ def test_nonsense_from_a_backend_means_that_nothing_is_skipped(cluster: diskhaul
 
 def test_a_backend_that_writes_zeroes_the_stopped_disk_within_the_limit(cluster: diskhaul.Cluster, tmp_path: Path) -> None:
     backend = KnowsTheMiddle(writes=True)
-    options = diskhaul.ExportOptions(zero_free_space=True, zeroing_timeout_fixed_s=10.0, zeroing_timeout_per_mib_s=5.0)
+    options = diskhaul.ExportOptions(
+        zero_free_space=True, zero_fill="middle", zeroing_timeout_fixed_s=10.0, zeroing_timeout_per_mib_s=5.0
+    )
     diskhaul.export("vm", node="beta", config=cluster, options=options, plugins=[backend])
     assert len(backend.deadlines) == 1
     assert 0 < backend.deadlines[0] <= 10 + 5 * 4
     assert (tmp_path / "disk.raw").read_bytes()[MIB : 2 * MIB] == bytes(MIB)
 
 
-def test_asking_for_it_without_a_backend_is_refused(cluster: diskhaul.Cluster) -> None:
+def test_asking_for_it_without_a_backend_is_refused(cluster: diskhaul.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    built_in = [found.name for found in diskhaul.plugins_report() if found.stage == "zerofill"]
+    monkeypatch.setenv("DISKHAUL_DISABLE_PLUGINS", ",".join(f"zerofill:{name}" for name in built_in))
     with pytest.raises(diskhaul.RefusedError, match="no zero-fill backend is installed"):
         diskhaul.export("vm", node="beta", config=cluster, options=diskhaul.ExportOptions(zero_free_space=True))
 

@@ -39,6 +39,8 @@ DIGEST_LENGTH = 32
 STORED_DIGEST_LENGTH = 16
 HEADER_LENGTH = 64
 
+_FIRST_BLOCK, _MOST_BLOCK = 1, 1024  # chunks that `run_length` compares at once: most runs are short or very long
+
 _MAGIC = b"dhchunks"
 _VERSION = 1
 _FLAG_ENCODED = 1
@@ -189,6 +191,25 @@ class ChunkTable:
                 self._lengths[first] = stored_length
             else:
                 self._lengths[first : first + count] = array("I", (stored_length,)) * count
+
+    def run_length(self, first: int, digest: bytes, longest: int) -> int:
+        """How many chunks in a row from `first` on have `digest`, up to `longest`; found in large steps."""
+        end = min(first + longest, self.count)
+        index, block = self._checked(first), _FIRST_BLOCK
+        while block:
+            block = min(block, end - index)
+            at = index * DIGEST_LENGTH
+            if self._digests[at : at + block * DIGEST_LENGTH] == digest * block:
+                index += block
+                block = min(2 * block, _MOST_BLOCK) if index < end else 0
+            else:
+                block //= 2
+        return index - first
+
+    def is_run(self, first: int, count: int, stored_digest: bytes) -> bool:
+        """Whether all of `count` chunks from `first` on are stored with this `stored_digest`."""
+        at = self._checked(first) * STORED_DIGEST_LENGTH
+        return self._stored[at : at + count * STORED_DIGEST_LENGTH] == stored_digest * count
 
     def first_unset(self) -> int | None:
         """The first chunk that was never recorded, or None when the table is complete."""

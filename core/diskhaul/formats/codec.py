@@ -22,6 +22,7 @@ from ..names import printable
 from ..options import COMPRESSORS
 from .adaptive_level import CEILING, AdaptiveLevel
 from .corruption import CorruptError
+from .incompressible import Sampler
 from .seekable import seek_table_bytes
 
 DEFAULT_LEVELS = {"none": 0, "zstd": 1, "gzip": 6}
@@ -122,6 +123,10 @@ class Codec(Protocol):
 
     def encoder(self) -> Encoder: ...
 
+    def encoder_memory(self, length: int, /) -> int:
+        """Bytes that an encoder takes while it encodes chunks of `length` bytes, without the chunk and what comes out."""
+        ...
+
     def decoder(self) -> Decoder: ...
 
     def zero_frame(self, length: int, /) -> bytes:
@@ -172,6 +177,9 @@ class RawCodec:
     def encoder(self) -> Encoder:
         return _RawEncoder()
 
+    def encoder_memory(self, length: int, /) -> int:
+        return 0
+
     def decoder(self) -> Decoder:
         return _RawDecoder()
 
@@ -213,10 +221,16 @@ class ZstdCodec:
     def __init__(self, level: int, adaptation: AdaptiveLevel | None = None) -> None:
         self.level = level
         self.adaptation = adaptation
-        self.compressors = _ZstdCompressors()
+        self.compressors, self.storing = _ZstdCompressors(), _ZstdCompressors()
 
     def encoder(self) -> Encoder:
         return _ZstdEncoder(self)
+
+    def encoder_memory(self, length: int, /) -> int:
+        from zstandard import ZstdCompressionParameters  # here, so that listing codecs does not load it
+
+        level = self.level if self.adaptation is None else max(self.level, CEILING)
+        return int(ZstdCompressionParameters.from_level(level, source_size=length).estimated_compression_context_size())
 
     def decoder(self) -> Decoder:
         return _ZstdDecoder()
@@ -228,14 +242,21 @@ class ZstdCodec:
         return seek_table_bytes(stored_lengths, chunk_lengths)
 
 
+_ZSTD_STORE = -131072  # the fastest level there is: incompressible blocks are copied into the frame, with next to no search
+
+
 class _ZstdEncoder:
-    __slots__ = ("_codec",)
+    """Chunks that would not shrink are stored, in a frame like all others."""
+
+    __slots__ = ("_codec", "_sampler")
 
     def __init__(self, codec: ZstdCodec) -> None:
-        self._codec = codec
+        self._codec, self._sampler = codec, Sampler()
 
     def encode(self, chunk: memoryview, /) -> Buffer:
         codec = self._codec
+        if self._sampler.finds_incompressible(chunk):
+            return codec.storing.compress(chunk, _ZSTD_STORE)
         return codec.compressors.compress(chunk, codec.adaptation.level if codec.adaptation is not None else codec.level)
 
 
@@ -390,6 +411,9 @@ class GzipCodec:
     def encoder(self) -> Encoder:
         return _GzipEncoder(self.level)
 
+    def encoder_memory(self, length: int, /) -> int:
+        return _GZIP_MEMORY
+
     def decoder(self) -> Decoder:
         return _GzipDecoder()
 
@@ -401,14 +425,21 @@ class GzipCodec:
         return () if len(stored_lengths) else (_GZIP_EMPTY,)
 
 
+_GZIP_STORE = 0
+_GZIP_MEMORY = 268 << 10  # zconf.h: (1 << (windowBits + 2)) + (1 << (memLevel + 9)) and some kilobytes
+
+
 class _GzipEncoder:
-    __slots__ = ("_level",)
+    """Chunks that would not shrink are stored, in a member like all others."""
+
+    __slots__ = ("_level", "_sampler")
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        self._level, self._sampler = level, Sampler()
 
     def encode(self, chunk: memoryview, /) -> Buffer:
-        return zlib.compress(chunk, self._level, _GZIP_WINDOW_BITS)
+        level = _GZIP_STORE if self._sampler.finds_incompressible(chunk) else self._level
+        return zlib.compress(chunk, level, _GZIP_WINDOW_BITS)
 
 
 class _GzipDecoder:

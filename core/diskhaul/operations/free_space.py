@@ -16,8 +16,8 @@ def look_for_free_space(
 
     Raises:
         InterruptedRunError: `token` was cancelled; the backend's call is left behind.
-        Exception: whatever the backend raises; it took longer than `limit_s`; its answer is nonsense. Free space is a saving: each
-            is a reason to leave nothing out, and none to fail.
+        Exception: whatever the backend raises; it took longer than `limit_s`; its answer is nonsense. Free space is a saving:
+            each is a reason to leave nothing out, and none to fail.
     """
     size = reader.size
     return within(

@@ -20,7 +20,15 @@ from ..pipeline.readback import ReadBackJob, StoredDisk, open_stored_disk
 from ..pipeline.send import SendJob
 from ..pipeline.sharing import Shared
 from ..pipeline.source import Source, close_sources
-from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs, worker_count
+from ..pipeline.workers import (
+    CHUNKS_PER_WORKER,
+    PipelineStalledError,
+    as_diskhaul_error,
+    computing_count,
+    run_jobs,
+    thread_count,
+    worker_count,
+)
 from ..records import DiskResult, ExportRecord
 from .catalog import on_node, read_valid_manifest, record_of
 from .deadlines import PluginHangsError, within
@@ -122,7 +130,9 @@ class NewExport:
         Raises:
             DiskhaulError: of the first disk that failed; the state's part names all of them.
         """
-        workers = worker_count(self._options, self._chunk_size)
+        encoder_memory = self._codec.encoder_memory(self._chunk_size)
+        workers = worker_count(self._options, self._chunk_size, encoder_memory)
+        self._say_what_memory_forbids(encoder_memory)
         sources: list[Source] = []
         stalled: PipelineStalledError | None = None
         self._state.part = "disk export"
@@ -138,6 +148,7 @@ class NewExport:
                     token=self._token,
                     stall_timeout_s=self._options.stall_timeout_s,
                     chunk_size=self._chunk_size,
+                    encoder_memory=encoder_memory,
                     stop_together=disks.guest_waits,
                 )
                 self._raise_for_failed_disks()
@@ -148,6 +159,15 @@ class NewExport:
         finally:
             close_sources(sources, stalled)
         self._state.part = ""
+
+    def _say_what_memory_forbids(self, encoder_memory: int) -> None:
+        wanted, possible = thread_count(self._options.threads), computing_count(self._options, self._chunk_size, encoder_memory)
+        if possible < wanted:
+            needed = wanted * (CHUNKS_PER_WORKER * self._chunk_size + encoder_memory)
+            self._feedback.warn(
+                f"{possible} of {wanted} threads compress at a time, as far as memory = {self._options.memory >> 20} MiB goes; "
+                f"all of them take {-(-needed >> 20)} MiB"
+            )
 
     @property
     def _chunk_size(self) -> int:

@@ -21,8 +21,11 @@ def checked_free_extents(found: Iterable[Extent], size: int) -> FreeExtents:
         listed = sorted(found, key=lambda extent: extent.offset)
         strange = next((extent for extent in listed if extent.kind is not ExtentKind.FREE), None)
         if strange is not None:
-            raise ValueError(f"{strange} is not free")
-        free = FreeExtents((extent.offset, extent.length) for extent in listed)
+            raise ValueError(f"{strange} as a free extent, on a disk of {size} bytes")
+        try:
+            free = FreeExtents((extent.offset, extent.length) for extent in listed)
+        except (ValueError, OverflowError, TypeError) as error:
+            raise ValueError(f"{error}, on a disk of {size} bytes") from error
     if free.end > size:
         raise ValueError(f"free bytes up to {free.end} on a disk of {size} bytes")
     return free

@@ -147,21 +147,13 @@ class ReadBackJob:
 
     def _encoded_runs(self) -> Iterator[_Run]:
         table, chunk_size = self._disk.table, self._disk.record.chunk_size
-        zero = zero_digest(chunk_size)
-        first = count = max_run = 0
-        for index in range(table.count):
-            if table.digest(index) == zero and table.chunk_length(index) == chunk_size:
-                max_run = max_run or longest_run(len(self._disk.codec.zero_frame(chunk_size)))
-                count += 1
-                if count < max_run:
-                    continue
-            if count:
-                yield _Run(first, count, zero=True)
-            if first + count == index:
-                yield _Run(index, 1, zero=False)
-            first, count = index + 1, 0
-        if count:
-            yield _Run(first, count, zero=True)
+        zero, whole = zero_digest(chunk_size), self._disk.record.size // chunk_size
+        longest = longest_run(len(self._disk.codec.zero_frame(chunk_size))) if whole else 0
+        index = 0
+        while index < table.count:
+            count = table.run_length(index, zero, min(longest, whole - index)) if index < whole else 0
+            yield _Run(index, count or 1, zero=count > 0)
+            index += count or 1
 
     def _raw_runs(self) -> Iterator[_Run]:
         record = self._disk.record
@@ -262,15 +254,17 @@ class ReadBackJob:
         length = (task.count - 1) * chunk_size + table.chunk_length(indexes[-1])
         read = 0
         if self._offsets is None:  # a hole
-            if any(table.digest(index) != zero_digest(table.chunk_length(index)) for index in indexes):
+            last = indexes[-1]
+            if table.digest(last) != zero_digest(table.chunk_length(last)):
+                return False
+            if task.count > 1 and table.run_length(task.first, zero_digest(chunk_size), task.count - 1) < task.count - 1:
                 return False
         else:
             frame = self._disk.codec.zero_frame(chunk_size)
             read = self._offsets[indexes[-1] + 1] - self._offsets[task.first]
             if read != len(frame) * task.count:  # made by another version of the compressor
                 return False
-            expected = stored_digest(frame)
-            if any(table.stored_digest(index) != expected for index in indexes):
+            if not table.is_run(task.first, task.count, stored_digest(frame)):
                 return False
             view = scratch.buffer(read)
             try:

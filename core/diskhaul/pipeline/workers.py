@@ -29,14 +29,27 @@ _POLL_S = 0.1  # how soon a cancellation is noticed; the end of the work is noti
 
 
 def thread_count(asked: int) -> int:
-    """How many chunks to compute on at once: `asked`, or one per usable CPU and at most eight where it is 0."""
-    return asked if asked > 0 else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+    """How many chunks to compute on at once: `asked`, or, where it is 0, one more than there are usable CPUs, at most eight.
+
+    The one more keeps every CPU busy while a turn is handed over, which takes a CPU that has gone to sleep a while to notice.
+    """
+    return asked if asked > 0 else min(len(os.sched_getaffinity(0)) + 1, MAX_DEFAULT_THREADS)
 
 
-def worker_count(options: PathOptions, chunk_size: int) -> int:
-    """How many threads to start: those that compute and those that read ahead, as far as `options.memory` goes."""
-    wanted = thread_count(options.threads) + options.read_ahead
-    return max(1, min(wanted, options.memory // (CHUNKS_PER_WORKER * chunk_size)))
+def computing_count(options: PathOptions, chunk_size: int, encoder_memory: int = 0) -> int:
+    """How many threads may compute at once: what `thread_count` says, as far as `options.memory` goes; one in any case.
+
+    `encoder_memory` is what each of them takes for that, besides its chunks, in bytes.
+    """
+    affordable = options.memory // (CHUNKS_PER_WORKER * chunk_size + encoder_memory)
+    return max(1, min(thread_count(options.threads), affordable))
+
+
+def worker_count(options: PathOptions, chunk_size: int, encoder_memory: int = 0) -> int:
+    """How many threads to start: those that compute, and those that read ahead as far as `options.memory` goes then."""
+    computing = computing_count(options, chunk_size, encoder_memory)
+    left = options.memory - computing * (CHUNKS_PER_WORKER * chunk_size + encoder_memory)
+    return computing + max(0, min(options.read_ahead, left // (CHUNKS_PER_WORKER * chunk_size)))
 
 
 class Turns:
@@ -124,10 +137,10 @@ class _State:
 
 
 class _Pool:
-    def __init__(self, jobs: Sequence[DiskJob], options: PathOptions, *, stop_together: bool) -> None:
+    def __init__(self, jobs: Sequence[DiskJob], options: PathOptions, *, computing: int, stop_together: bool) -> None:
         self.states = [_State(job) for job in jobs]
         self._options = options
-        self._computing = Turns(thread_count(options.threads))
+        self._computing = Turns(computing)
         self._throttle = Throttle(options.bwlimit) if options.bwlimit else None
         self.changed = threading.Condition()
         self.stop_together = stop_together
@@ -256,11 +269,12 @@ def run_jobs(
     token: CancellationToken,
     stall_timeout_s: float,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    encoder_memory: int = 0,
     stop_together: bool = False,
 ) -> None:
     """Work on all `jobs` at once with the threads, memory, bandwidth and priorities of `options`; return when all have ended.
 
-    `chunk_size` is that of the largest chunks of the jobs, bytes.
+    `chunk_size` is that of the largest chunks of the jobs, `encoder_memory` what an encoder takes besides, both in bytes.
 
     A job that failed has its `error` set; this raises only for what concerns all of them. With `stop_together` the first
     failure stops the other jobs as well, without an error of their own.
@@ -270,8 +284,9 @@ def run_jobs(
         PipelineStalledError: nothing moved for `stall_timeout_s` seconds. Threads that still hang are abandoned, so the files
             of the jobs in its `stuck` must not be closed (their numbers could be given to other files).
     """
-    pool = _Pool(jobs, options, stop_together=stop_together)
-    _start_threads(pool, worker_count(options, chunk_size))
+    computing = computing_count(options, chunk_size, encoder_memory)
+    pool = _Pool(jobs, options, computing=computing, stop_together=stop_together)
+    _start_threads(pool, worker_count(options, chunk_size, encoder_memory))
     seen, since, patience_s, cancelling = -1, time.monotonic(), stall_timeout_s, False
     with pool.changed:
         while pool.working:

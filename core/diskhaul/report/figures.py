@@ -62,7 +62,7 @@ def setting_text(name: str, value: Setting) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if name == "threads" and value == 0:
-        return "0 (one per CPU)"
+        return "0 (one more than CPUs)"
     if name in _SIZES and isinstance(value, int) and value:
         return f"{value / MIB:g} MiB"
     return str(value)

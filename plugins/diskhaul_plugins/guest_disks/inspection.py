@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import diskhaul
+import diskhaul_native
+from diskhaul import api
 from diskhaul.api import DiskMap, DiskReader
 from diskhaul.errors import OperationFailedError
 from diskhaul.names import escape
@@ -83,7 +84,10 @@ def _start(
 
 def _spawn(command: Sequence[str], descriptor: int, stack: ExitStack) -> subprocess.Popen[bytes]:
     """A fresh interpreter with a program and its arguments, and one descriptor besides its output."""
-    roots = dict.fromkeys(str(Path(file).resolve().parents[depth]) for file, depth in ((__file__, 2), (diskhaul.__file__, 1)))
+    roots = dict.fromkeys(
+        str(Path(file).resolve().parents[depth])
+        for file, depth in ((__file__, 2), (api.__file__, 1), (diskhaul_native.__file__, 1))
+    )
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
     if "LD_LIBRARY_PATH" in os.environ:  # this interpreter may be one that needs it
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]

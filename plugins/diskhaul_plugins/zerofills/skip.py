@@ -50,6 +50,13 @@ class SkipZeroFill(ZeroFill):
         return inspect_disk(reader, self.families, deadline_s=self._timeout_s, program=self.program)
 
 
+class ExtZeroFill(SkipZeroFill):
+    """Only ext2, ext3 and ext4."""
+
+    name = "ext"
+    families = ("ext",)
+
+
 class SwapZeroFill(SkipZeroFill):
     """Only swap space."""
 

@@ -283,3 +283,28 @@ def test_a_stored_length_that_no_codec_makes_is_refused_with_its_place(index: in
 def test_noise_is_no_table(data: bytes) -> None:
     with pytest.raises(CorruptError):
         ChunkTable.from_bytes(data, disk_size=3 * CHUNK, chunk_size=CHUNK, encoded=True)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    runs=st.lists(st.tuples(st.booleans(), st.sampled_from((1, 2, 3, 1023, 1024, 1025, 3000))), min_size=1, max_size=6),
+    first=st.integers(0, 4000),
+    longest=st.integers(0, 5000),
+)
+def test_a_run_is_as_long_as_its_chunks_are_alike(runs: list[tuple[bool, int]], first: int, longest: int) -> None:
+    alike = [same for same, count in runs for _ in range(count)]
+    table = ChunkTable(len(alike) * CHUNK, CHUNK, encoded=True)
+    at = 0
+    for same, count in runs:
+        table.set_run(at, count, (b"a" if same else b"b") * 32, 7, (b"c" if same else b"d") * 16)
+        at += count
+    first %= len(alike)
+    rest = alike[first : first + longest]
+    expected = rest.index(False) if False in rest else len(rest)
+    assert table.run_length(first, b"a" * 32, longest) == expected
+    if expected:
+        assert table.is_run(first, expected, b"c" * 16)
+    if expected < len(rest):
+        assert not table.is_run(first, expected + 1, b"c" * 16)

@@ -681,3 +681,27 @@ def test_stock_zstd_calls_a_stream_cut_at_a_frame_boundary_fine(tmp_path: Path, 
     path.write_bytes(cut)
     subprocess.run(["zstd", "-tq", path], check=True)
     assert first_damage(codec, cut, table) == -1
+
+
+@pytest.mark.parametrize("level", [1, 9, 19])
+def test_an_encoder_takes_as_much_memory_as_it_says(level: int) -> None:
+    """Measured in a process of its own, beside one that only compresses at the cheapest level."""
+    program = (
+        "import resource, sys\n"
+        "from diskhaul.formats.codec import codec_for\n"
+        "chunk = memoryview(b''.join(b'%d diskhaul ' % n for n in range(300000))[: 4 << 20])\n"
+        "codec_for('zstd', int(sys.argv[1])).encoder().encode(chunk)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)\n"
+    )
+
+    def peak(at: int) -> int:
+        return int(subprocess.run([sys.executable, "-c", program, str(at)], capture_output=True, check=True).stdout)
+
+    codec, cheapest = codec_for("zstd", level), codec_for("zstd", -7)
+    said = codec.encoder_memory(4 << 20) - cheapest.encoder_memory(4 << 20)
+    assert peak(level) - peak(-7) <= said + (4 << 20)
+
+
+def test_an_adaptive_encoder_says_what_its_highest_level_takes() -> None:
+    adaptive = parse_compress("zstd:adaptive:1").codec()
+    assert adaptive.encoder_memory(4 << 20) == codec_for("zstd", CEILING).encoder_memory(4 << 20)

@@ -22,6 +22,7 @@ from diskhaul.pipeline.workers import (
     Scratch,
     Turns,
     as_diskhaul_error,
+    computing_count,
     run_jobs,
     thread_count,
     worker_count,
@@ -348,19 +349,25 @@ def test_no_more_threads_compute_at_once_than_asked_for_and_the_others_go_on_rea
 
 
 @pytest.mark.parametrize(
-    ("threads", "read_ahead", "memory", "chunk", "workers"),
+    ("threads", "read_ahead", "memory_mib", "chunk_mib", "encoder_mib", "computing", "workers"),
     [
-        (4, 2, 192 << 20, 4 << 20, 6),
-        (4, 0, 192 << 20, 4 << 20, 4),
-        (64, 2, 192 << 20, 4 << 20, 12),
-        (4, 2, 192 << 20, 64 << 20, 1),
-        (1, 0, 16 << 20, 1 << 30, 1),
+        (4, 2, 192, 4, 0, 4, 6),
+        (4, 0, 192, 4, 0, 4, 4),
+        (64, 2, 192, 4, 0, 12, 12),
+        (4, 2, 192, 64, 0, 1, 1),
+        (1, 0, 16, 1024, 0, 1, 1),
+        (4, 2, 192, 4, 16, 4, 6),
+        (4, 2, 192, 4, 30, 4, 4),
+        (4, 2, 192, 4, 50, 2, 4),
+        (8, 2, 192, 4, 500, 1, 1),
     ],
 )
 def test_there_are_as_many_workers_as_the_memory_is_for(
-    threads: int, read_ahead: int, memory: int, chunk: int, workers: int
+    threads: int, read_ahead: int, memory_mib: int, chunk_mib: int, encoder_mib: int, computing: int, workers: int
 ) -> None:
-    assert worker_count(PathOptions(threads=threads, read_ahead=read_ahead, memory=memory), chunk) == workers
+    options = PathOptions(threads=threads, read_ahead=read_ahead, memory=memory_mib << 20)
+    assert computing_count(options, chunk_mib << 20, encoder_mib << 20) == computing
+    assert worker_count(options, chunk_mib << 20, encoder_mib << 20) == workers
 
 
 def test_the_workers_are_nicer_and_the_caller_is_not() -> None:

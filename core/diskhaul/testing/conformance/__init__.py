@@ -8,6 +8,16 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{suite}"
-        for suite in ("cleanups", "engines", "inventories", "locks", "runtimes", "snapshots", "storages", "transfers")
+        for suite in (
+            "cleanups",
+            "engines",
+            "inventories",
+            "locks",
+            "runtimes",
+            "snapshots",
+            "storages",
+            "transfers",
+            "zerofills",
+        )
     )
 )

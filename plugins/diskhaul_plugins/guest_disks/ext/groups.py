@@ -85,11 +85,18 @@ def _gaps(filesystem: Filesystem, group: int, clusters: int) -> array[int]:
 
 
 def metadata(filesystem: Filesystem) -> Iterator[tuple[int, int]]:
-    """What is in use in any case: pairs of first block and number of blocks, in no order."""
+    """What is in use in any case: pairs of first block and number of blocks, in no order.
+
+    Raises:
+        KeptError: a table lies where there can be none.
+    """
     s = filesystem.superblock
     for group in range(s.groups):
         yield from filesystem.copies(group)
-        yield from filesystem.tables(group)
+        for first, length in filesystem.tables(group):
+            if first <= s.first_data_block:
+                raise KeptError(f"a table of group {group} is nowhere")
+            yield first, length
     if s.mmp_block and s.incompat & MMP:
         yield s.mmp_block, 1
 
@@ -103,9 +110,9 @@ def check_in_use(filesystem: Filesystem, blocks: Iterable[tuple[int, int]], runs
     s = filesystem.superblock
     for first, length in blocks:
         if first + length > s.blocks:
-            raise KeptError("metadata that is behind its end")
+            raise KeptError("metadata is behind its end")
         if runs.overlaps(first * s.block_size, length * s.block_size):
-            raise KeptError(f"metadata in blocks that are called free ({first})")
+            raise KeptError(f"metadata is in blocks that are called free ({first})")
 
 
 def _pairs(numbers: array[int]) -> Iterator[tuple[int, int]]:
