@@ -143,6 +143,12 @@ def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
         create=_create("zerofills.fill", "FillZeroFill"),
         capability=_capability("zerofills.fill"),
     )
+    yield ZeroFillSpec(
+        name="trim",
+        summary="has the running guest give back what it does not use",
+        create=_create("zerofills.trim", "TrimZeroFill"),
+        capability=_capability("zerofills.trim"),
+    )
 
 
 @hookimpl
