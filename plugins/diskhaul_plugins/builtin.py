@@ -138,6 +138,12 @@ def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
         capability=_capability("zerofills.skip"),
     )
     yield ZeroFillSpec(
+        name="partclone",
+        summary="leaves out what partclone, too, calls free",
+        create=_create("zerofills.partclone", "PartcloneZeroFill"),
+        capability=_capability("zerofills.partclone"),
+    )
+    yield ZeroFillSpec(
         name="fill",
         summary="zeroes the free space of a stopped instance's disks in place",
         create=_create("zerofills.fill", "FillZeroFill"),
