@@ -15,7 +15,7 @@ from typing import Literal
 from .results import FASTEST, Entry
 from .running import PORT, Pipeline
 
-Kind = Literal["raw", "zstd", "qcow2", "export", "restored"]
+Kind = Literal["raw", "zstd", "qcow2", "export", "skipping", "restored"]
 GROUPS: Mapping[str, str] = {
     "compressed": "compressed export of the disk",
     "uncompressed": "uncompressed export of the disk to a file on the same filesystem",
@@ -36,6 +36,7 @@ Variants = Mapping[str, Sequence[str]]
 _ZSTD = ("--compress", "zstd:1")
 _NONE = ("--compress", "none")
 _UNVERIFIED = ("--verify", "none")
+_SKIPPING = ("--zero-free-space",)
 _MIB = 1 << 20
 
 
@@ -99,7 +100,7 @@ class Contestant:
         pipelines: run at the same time.
         sources: the files whose place in the page cache matters.
         result: the file or directory it makes.
-        kind: how `result` holds the disk.
+        kind: how `result` holds the disk; "skipping" is an export without the free blocks of the disk's one ext4 filesystem.
         originals: the disks that `result` must hold.
         versus: the contestant that its ratio is to; FASTEST for the fastest of the others.
         own: diskhaul itself, which does its own fsync.
@@ -159,7 +160,14 @@ class _Group:
     versus: str
 
     def export(
-        self, name: str, label: str, options: Sequence[str], *, instance: str = "disk", versus: str | None = None
+        self,
+        name: str,
+        label: str,
+        options: Sequence[str],
+        *,
+        instance: str = "disk",
+        versus: str | None = None,
+        kind: Kind = "export",
     ) -> Contestant:
         """diskhaul exporting an instance."""
         place = self.place
@@ -168,11 +176,11 @@ class _Group:
             group=self.name,
             name=name,
             label=label,
-            programs=(place.diskhaul,),
+            programs=(place.diskhaul, "dumpe2fs") if kind == "skipping" else (place.diskhaul,),
             pipelines=(Pipeline(stages=(export_command(place, instance, *options),)),),
             sources=sources,
             result=place.out / "exports" / instance,
-            kind="restored" if instance == "sparse-1t" else "export",
+            kind="restored" if instance == "sparse-1t" else kind,
             originals=sources,
             versus=self.versus if versus is None else versus,
             own=True,
@@ -230,6 +238,7 @@ def _compressed(place: Place, variants: Variants) -> list[Contestant]:
     return [
         group.export("diskhaul", "diskhaul zstd:1", _ZSTD),
         group.export("diskhaul-unverified", "diskhaul zstd:1, --verify none", (*_ZSTD, *_UNVERIFIED)),
+        group.export("diskhaul-skip", "diskhaul zstd:1, --zero-free-space", (*_ZSTD, *_SKIPPING), kind="skipping"),
         *(group.export(f"diskhaul-{name}", f"diskhaul zstd:1, {name}", (*_ZSTD, *more)) for name, more in variants.items()),
         *(
             group.other(

@@ -29,7 +29,7 @@ LARGEST_FILE_SHARE = 1 / 32  # of the disk; larger files are left out, one of th
 MAX_PASSES = 8  # how often the same files are copied where the source directory is small
 RECIPE = 1  # grows when the same arguments make another disk: kept disks are then made again
 PROGRAMS = {"sfdisk": "fdisk", "mkfs.ext4": "e2fsprogs", "losetup": "mount", "mount": "mount", "umount": "mount"}
-_PARTITION = MIB  # where the partition begins; as much is left after it, for the second copy of the table
+PARTITION = MIB  # where the one partition begins; as much is left after it, for the second copy of the table
 _UUID = "6f0d4d1e-5d0a-4c57-9a3e-3b6c0de15c11"
 
 Announce = Callable[[str], object]
@@ -77,9 +77,9 @@ def make_disk(path: Path, size: int, *, source: Path, announce: Announce) -> Dis
         undo.callback(_clear_leftovers, path, image, mount_point)
         with open(image, "xb") as file:
             file.truncate(size)
-        table = f"label: gpt\nstart={_PARTITION // 512}, size={(size - 2 * _PARTITION) // 512}, type=linux, name=root\n"
+        table = f"label: gpt\nstart={PARTITION // 512}, size={(size - 2 * PARTITION) // 512}, type=linux, name=root\n"
         _run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(image), given=table)
-        place = ("--offset", str(_PARTITION), "--sizelimit", str(size - 2 * _PARTITION))
+        place = ("--offset", str(PARTITION), "--sizelimit", str(size - 2 * PARTITION))
         device = _run("losetup", "--find", "--show", *place, str(image)).strip()
         options = f"lazy_itable_init=0,lazy_journal_init=0,nodiscard,hash_seed={_UUID}"
         _run("mkfs.ext4", "-q", "-F", "-m", "0", "-L", "root", "-U", _UUID, "-E", options, device)
