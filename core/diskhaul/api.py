@@ -245,6 +245,17 @@ class Runtime(Protocol):
     def thaw(self, instance: Instance, /) -> object:
         """Undo `freeze`; harmless when not frozen."""
 
+    def can_trim(self, instance: Instance, /) -> bool:
+        """True when `trim` works for this guest now."""
+        return False
+
+    def trim(self, instance: Instance, /, *, timeout_s: float) -> object:
+        """Have the running guest discard what its filesystems do not use (fstrim), and return once it has, within `timeout_s`.
+
+        Where the guest's disks hand discards on, their storage has holes there afterwards.
+        """
+        raise GuestError(f"{instance.name}: this runtime cannot have guests trim their filesystems")
+
     def activate_disks(self, instance: Instance, /) -> bool:
         """Make a stopped instance's disks readable; return True when this call changed something."""
         return False
@@ -440,6 +451,9 @@ class ZeroFill(Protocol):
 
     writes: bool
     """True when `zero` writes to the disk, so that the instance has to be off."""
+
+    trims: bool = False
+    """True when the guest itself is to give back its free space (`Runtime.trim`), before it is stopped or snapshotted."""
 
     def refuses(self, disk: Disk, /) -> str | None:
         """Why this backend cannot tell the free space of `disk`, in one line, or None when it can. Changes nothing."""

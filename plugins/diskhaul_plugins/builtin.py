@@ -138,10 +138,22 @@ def diskhaul_zerofills() -> Iterator[ZeroFillSpec]:
         capability=_capability("zerofills.skip"),
     )
     yield ZeroFillSpec(
+        name="partclone",
+        summary="leaves out what partclone, too, calls free",
+        create=_create("zerofills.partclone", "PartcloneZeroFill"),
+        capability=_capability("zerofills.partclone"),
+    )
+    yield ZeroFillSpec(
         name="fill",
         summary="zeroes the free space of a stopped instance's disks in place",
         create=_create("zerofills.fill", "FillZeroFill"),
         capability=_capability("zerofills.fill"),
+    )
+    yield ZeroFillSpec(
+        name="trim",
+        summary="has the running guest give back what it does not use",
+        create=_create("zerofills.trim", "TrimZeroFill"),
+        capability=_capability("zerofills.trim"),
     )
 
 

@@ -76,6 +76,7 @@ class TestCommandRuntimeThatFreezes(TestCommandRuntime):
     def instance(self, guest: ProcessGuest, tmp_path: Path) -> Instance:
         script(tmp_path, "freeze", 'test "$1" = on && ! test -e frozen && touch frozen || { test "$1" = off && rm -f frozen; }')
         options = guest.runtime_options | {
+            "trim": [script(tmp_path, "trim", "test $DISKHAUL_TRIM_TIMEOUT -gt 0 && ./vm status")],
             "freeze": ["./freeze", "on"],
             "thaw": ["./freeze", "off"],
             "activate_disks": [script(tmp_path, "activate", "touch active")],
@@ -267,6 +268,22 @@ def test_freezing_and_activating_run_their_commands(tmp_path: Path, runtime: Com
     assert runtime.activate_disks(instance) is True
     runtime.deactivate_disks(instance)
     assert (tmp_path / "noted").read_text().split() == list(verbs)
+
+
+def test_trimming_runs_its_command_and_tells_it_how_long_it_may_take(
+    tmp_path: Path, runtime: CommandRuntime, instance: Instance
+) -> None:
+    assert runtime.can_trim(instance) is False
+    with pytest.raises(GuestError, match="no 'trim' command"):
+        runtime.trim(instance, timeout_s=LONG_S)
+    trimmed = with_options(instance, trim=[script(tmp_path, "trim", "echo $DISKHAUL_TRIM_TIMEOUT $DISKHAUL_INSTANCE > trimmed")])
+    assert list(runtime.check(trimmed)) == []
+    assert runtime.can_trim(trimmed) is True
+    runtime.trim(trimmed, timeout_s=77.0)
+    assert (tmp_path / "trimmed").read_text() == "77 web1.example.com\n"
+    failing = with_options(instance, trim=[script(tmp_path, "trim", "echo no agent >&2; exit 1")])
+    with pytest.raises(GuestError, match="command 'trim' failed: exit code 1: no agent"):
+        runtime.trim(failing, timeout_s=LONG_S)
 
 
 # --- how commands are run ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import cast
 
 from ..api import DiskRegion, ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
-from ..errors import DiskhaulError, InterruptedRunError, RefusedError, UnknownBackendError
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, RefusedError, UnknownBackendError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
 from ..formats.manifest import read_manifest
@@ -26,7 +26,7 @@ from .downtime import estimate_downtime
 from .export_run import ExportRun
 from .export_task import ExportTask
 from .free_space import look_for_free_space
-from .guest import guest_runs
+from .guest import guest_call, guest_runs
 from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
@@ -294,6 +294,7 @@ class ExportOperation(Operation[ExportResult]):
         if not options.zero_free_space:
             return []
         problems: list[str] = []
+        trimming = ""
         if not self.host.registered("zerofill"):
             return ["zero_free_space: no zero-fill backend is installed; leave it out, or install a plugin that has one"]
         for disk in self.instance.disks:
@@ -307,11 +308,28 @@ class ExportOperation(Operation[ExportResult]):
                     if self.running and not options.shutdown:
                         problems.append(f"{disk.label}: zero-fill {choice.name} writes to the disk, so it needs a shutdown")
                     problems += self._in_place_problems(disk)
+                if choice.backend.trims:
+                    trimming = choice.name
             elif options.zero_fill:
                 problems.append(f"{disk.label}: zero-fill {options.zero_fill} cannot be used: {'; '.join(choice.reasons)}")
             else:
                 self.feedback.warn(f"{disk.label}: nothing is skipped as free: {'; '.join(choice.reasons)}")
-        return problems
+        return problems + (self._trim_problems(trimming) if trimming else [])
+
+    def _trim_problems(self, name: str) -> list[str]:
+        """Why the guest cannot be asked to give back its free space, as zero-fill `name` has it do."""
+        runtime, instance = self.runtime, self.instance
+        if not self.running:
+            self.feedback.warn(f"{instance.name} does not run, so it cannot {name}: its disks are sent as they are")
+            return []
+        try:
+            if guest_call("ask whether it can be trimmed", runtime, runtime.can_trim, instance):
+                return []
+        except GuestError as error:
+            return [str(error)]
+        return [
+            f"zero-fill {name}: the runtime of {instance.name} cannot have it trim its filesystems; configure that, or use skip"
+        ]
 
     def _in_place_problems(self, disk: Disk) -> list[str]:
         """Why the storage could not zero `disk` in place."""
@@ -425,6 +443,8 @@ class ExportOperation(Operation[ExportResult]):
         name, backend = self.zero_fills.get(disk.index, ("", None))
         if backend is None or backend.writes:
             return (), ""
+        if backend.trims:
+            return (), f"{name}: known once the guest has given it back"
         limit_s, token = self.options.stall_timeout_s, self.context.token
         try:
             found = look_for_free_space(backend, disk, source.reader, limit_s=limit_s, token=token)
@@ -442,12 +462,15 @@ class ExportOperation(Operation[ExportResult]):
         steps = []
         if self.owed_start:
             steps.append(f"start {name}, which a run that is gone had stopped")
+        trimming = sorted({fill for fill, backend in self.zero_fills.values() if backend.trims})
+        if trimming and self.running:
+            steps.append(f"have {name} give back what its filesystems do not use ({', '.join(trimming)})")
         if self.running and options.shutdown:
             steps.append(f"stop {name}")
         writing = sorted({fill for fill, backend in self.zero_fills.values() if backend.writes})
         if writing:
             steps.append(f"zero the free space of its disks ({', '.join(writing)})")
-        skipping = sorted({fill for fill, backend in self.zero_fills.values() if not backend.writes})
+        skipping = sorted({fill for fill, backend in self.zero_fills.values() if not backend.writes and not backend.trims})
         if self.uses_snapshots:
             steps.append(f"snapshot its disks ({backends})")
             if options.shutdown:

@@ -82,7 +82,9 @@ class ExportDisks:
             with self._state.part_named("disk activation"):
                 self._check_at_rest("counts as off", GLANCE_S)
             self._zero_in_place()
-        elif not self._options.shutdown:
+            return
+        self._trim()
+        if not self._options.shutdown:
             self._live_snapshots()
         else:
             self._stop_guest()
@@ -105,6 +107,24 @@ class ExportDisks:
                 self._journal.strike(note)
 
         self._giving_back.append(self._state.undo_later("deactivating the disks", deactivate))
+
+    def _trim(self) -> None:
+        """Have the running guest give back its free space where that was chosen. It only saves room: a failure is a warning."""
+        names = {name for name, backend in self._task.zero_fills.values() if backend.trims}
+        if not names:
+            return
+        limit_s = self._zeroing_limit_s()
+        runtime, instance = self._task.runtime, self._instance
+        with self._feedback.stage("trim", instance.name):
+            try:
+                guest_call("trim it", runtime, runtime.trim, instance, more_s=limit_s, token=self._token, timeout_s=limit_s)
+            except InterruptedRunError:
+                raise
+            except DiskhaulError as error:
+                self._feedback.warn(f"{error}; what the guest does not use is sent with the rest")
+
+    def _zeroing_limit_s(self) -> float:
+        return self._task.zeroing_limit_s(sum(-(-disk.size // MIB) for disk in self._task.plan.disks))
 
     def _stop_guest(self) -> None:
         self._starting = self._state.undo_later("starting the guest again", self._keeper.bring_back, order=_THEN_START)
@@ -188,8 +208,7 @@ class ExportDisks:
         writing = {index: chosen for index, chosen in self._task.zero_fills.items() if chosen[1].writes}
         if not writing:
             return
-        sizes_mib = sum(-(-disk.size // MIB) for disk in self._task.plan.disks)
-        until = time.monotonic() + self._task.zeroing_limit_s(sizes_mib)
+        until = time.monotonic() + self._zeroing_limit_s()
         names = ", ".join(sorted({name for name, _ in writing.values()}))
         with self._state.part_named("zeroing"), self._feedback.stage("zero", names):
             for index, (name, backend) in writing.items():

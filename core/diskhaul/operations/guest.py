@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..api import Runtime
+from ..cancellation import CancellationToken
 from ..errors import DiskhaulError, GuestError
 from ..events import GuestChanged
 from ..feedback import Feedback
@@ -26,17 +27,25 @@ class GuestHangsError(GuestError):
 
 
 def guest_call(
-    what: str, runtime: Runtime, method: Callable[..., T], instance: Instance, *, more_s: float = 0.0, **options: object
+    what: str,
+    runtime: Runtime,
+    method: Callable[..., T],
+    instance: Instance,
+    *,
+    more_s: float = 0.0,
+    token: CancellationToken | None = None,
+    **options: object,
 ) -> T:
     """Call a runtime's `method`; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance.
 
     Args:
         what: what it is to do, for messages.
         more_s: how much longer than the runtime's other calls this one may take, seconds.
+        token: leaves the call behind when it is cancelled, and raises `InterruptedRunError`: for calls that nothing has to undo.
     """
     limit_s = _longest_call_s(runtime, instance) + more_s
     try:
-        return within(limit_s, getattr(method, "__qualname__", what), lambda: method(instance, **options))
+        return within(limit_s, getattr(method, "__qualname__", what), lambda: method(instance, **options), token=token)
     except PluginHangsError as error:
         raise GuestHangsError(f"{instance.name}: cannot {what}: {error}") from error
     except DiskhaulError:
@@ -240,7 +249,7 @@ class GuestKeeper:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def _call(self, what: str, method: Callable[..., T], *, more_s: float = 0.0, **options: object) -> T:
-        return guest_call(what, self._runtime, method, self._instance, more_s=more_s, **options)
+        return guest_call(what, self._runtime, method, self._instance, more_s=more_s, token=None, **options)
 
     def _retried(self, what: str, attempt: Callable[[], object]) -> None:
         """Call `attempt` until it works, with pauses; raise its first error, with the others as notes, when it never does."""

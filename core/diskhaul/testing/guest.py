@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,12 @@ class ScriptedRuntime(Runtime):
         fail_after: by call, the numbers that do what is asked and raise `GuestError` all the same.
         lie: by call, the numbers that return as if all were well and change nothing.
         can_freeze: what `can_freeze` says.
+        can_trim: what `can_trim` says.
+        on_trim: called by a `trim` that works, with the instance: what the guest's discards do to its disks.
         inactive: full names of stopped instances whose disks have to be activated.
 
     Attributes:
-        calls: name of the call and of the instance, in order; `check` and `can_freeze` are not recorded.
+        calls: name of the call and of the instance, in order; `check`, `can_freeze` and `can_trim` are not recorded.
         running, frozen, active, removed: the full names of the instances in that state.
     """
 
@@ -56,6 +58,8 @@ class ScriptedRuntime(Runtime):
         fail_after: Mapping[str, Collection[int]] | None = None,
         lie: Mapping[str, Collection[int]] | None = None,
         can_freeze: bool = False,
+        can_trim: bool = False,
+        on_trim: Callable[[Instance], object] | None = None,
         inactive: Collection[str] = (),
     ) -> None:
         self.name = name
@@ -65,6 +69,7 @@ class ScriptedRuntime(Runtime):
         self.active: set[str] = set()
         self.removed: set[str] = set()
         self._freezes = can_freeze
+        self._trims, self._on_trim = can_trim, on_trim
         self._inactive = set(inactive)
         self._fail, self._fail_after, self._lie = fail or {}, fail_after or {}, lie or {}
         self._lock = threading.Lock()
@@ -130,6 +135,17 @@ class ScriptedRuntime(Runtime):
         with self._called("thaw", instance) as really:
             if really:
                 self.frozen.discard(instance.name)
+        return None
+
+    def can_trim(self, instance: Instance, /) -> bool:
+        return self._trims
+
+    def trim(self, instance: Instance, /, *, timeout_s: float) -> object:
+        with self._called("trim", instance) as really:
+            if instance.name not in self.running:
+                raise GuestError(f"{instance.name}: is not running")
+            if really and self._on_trim is not None:
+                self._on_trim(instance)
         return None
 
     def activate_disks(self, instance: Instance, /) -> bool:

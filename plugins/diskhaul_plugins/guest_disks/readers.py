@@ -37,10 +37,12 @@ READERS = (
     ReaderEntry("ntfs", ".ntfs", "read_ntfs"),
     ReaderEntry("exfat", ".exfat", "read_exfat"),
     ReaderEntry("fat", ".fat", "read_fat"),
+    ReaderEntry("partclone", ".partclone", "read_partclone", programs=True),
 )
 """In the order in which they are asked."""
 
-FAMILIES = tuple(dict.fromkeys(entry.family for entry in READERS))
+FAMILIES = tuple(dict.fromkeys(entry.family for entry in READERS if not entry.programs))
+"""Those that run no other program."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@
 ``status``          exit code 0: it runs; one of ``status_off``: it does not; anything else: unknown (needed)
 ``remove``          removes the stopped instance for good, disks included
 ``freeze, thaw``    flush and freeze the guest's filesystems, and undo it (both or neither)
+``trim``            has the running guest discard what its filesystems do not use, and returns when it has
 ``activate_disks``  make a stopped instance's disks readable; ``deactivate_disks`` undoes it (both or neither)
-``timeout_s``       seconds each of them may take, 60 unless given; ``stop`` gets the shutdown timeout instead
+``timeout_s``       seconds each of them may take, 60 unless given; ``stop`` gets the shutdown timeout instead, ``trim`` the
+                    zeroing timeout
 ``status_off``      the exit codes of ``status`` that mean "off", ``[1, 3]`` unless given
 ``environment``     table of more variables
 =================== ============================================================================================
@@ -20,7 +22,7 @@ alike; give ``status_off`` where yours has a code that only means "off", as ``sy
 says, no disk that something still writes to is exported as that of a guest that is off.)
 
 A command sees PATH, HOME, USER, LOGNAME, LANG, LC_ALL, TZ and TMPDIR of diskhaul, ``DISKHAUL_INSTANCE``, for ``stop`` also
-``DISKHAUL_SHUTDOWN_TIMEOUT`` (whole seconds), and ``environment``.
+``DISKHAUL_SHUTDOWN_TIMEOUT`` (whole seconds), for ``trim`` ``DISKHAUL_TRIM_TIMEOUT``, and ``environment``.
 A start command should detach the guest (own session, output elsewhere): what it leaves behind is not touched, but a command
 that overruns its time has its whole process group ended.
 """
@@ -41,7 +43,7 @@ from diskhaul.permissions import tampering_problem
 from diskhaul.processes import SEARCH_PATH, Finished, run
 
 NEEDED = ("start", "stop", "status")
-OPTIONAL = ("remove", "freeze", "thaw", "activate_disks", "deactivate_disks")
+OPTIONAL = ("remove", "freeze", "thaw", "trim", "activate_disks", "deactivate_disks")
 PAIRS = (("freeze", "thaw"), ("activate_disks", "deactivate_disks"))
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 DEFAULT_TIMEOUT_S = 60.0
@@ -114,6 +116,15 @@ class CommandRuntime(Runtime):
     def thaw(self, instance: Instance, /) -> object:
         if "thaw" in instance.runtime_options:
             self._command(instance, "thaw", _timeout_s(instance))
+        return None
+
+    def can_trim(self, instance: Instance, /) -> bool:
+        return "trim" in instance.runtime_options
+
+    def trim(self, instance: Instance, /, *, timeout_s: float) -> object:
+        if not self.can_trim(instance):
+            raise GuestError(f"{instance.name}: cannot be trimmed, its runtime_options have no 'trim' command")
+        self._command(instance, "trim", timeout_s, {"DISKHAUL_TRIM_TIMEOUT": f"{timeout_s:.0f}"})
         return None
 
     def activate_disks(self, instance: Instance, /) -> bool:

@@ -105,12 +105,14 @@ class RawInPlace(RawReader):
     """A file or block device whose ranges are made zero; closes `descriptor`, which is good for both, when it is closed.
 
     The kernel takes blocks away where it can ("punch"): nothing is read then. Where it cannot, what is zero already is left
-    alone, so that a thin volume does not get blocks for zeros.
+    alone, so that a thin volume does not get blocks for zeros. Short ranges are written in any case: that takes a tenth of the
+    time, and a file does not fall to pieces for a few blocks.
     """
 
     def __init__(self, descriptor: int, size: int, path: str, users: Callable[[], Iterable[str]]) -> None:
         super().__init__(descriptor, size, path)
         self._users = users
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._punches = True
         self._failure: BaseException | None = None
         self._scratch: memoryview | None = None
@@ -123,7 +125,9 @@ class RawInPlace(RawReader):
             raise StorageError(f"{self._path}: {length} bytes are not on a disk of {self._size}", path=self._path, offset=offset)
         self._check_sound()
         try:
-            if length and not (self._punches and self._punch(offset, length)):
+            if length < _ZERO_BLOCK_SIZE and self._is_file:  # which was asked for its holes
+                native.zero_range(self.fileno(), offset, length, method="write", name=self._path)
+            elif length < _ZERO_BLOCK_SIZE or not (self._punches and self._punch(offset, length)):
                 self._zero_what_is_not(offset, length)
         except OSError as error:
             self._failure = error

@@ -1,6 +1,6 @@
 """Zero-fill ``skip`` and its relatives: free space is found by reading the guest's partition tables and filesystems.
 
-Nothing is written. ``skip`` asks every reader there is; ``ext``, ``swap`` and ``partclone`` only those of that name.
+Nothing is written. ``skip`` asks every reader there is, ``ext`` and ``swap`` those of that name.
 """
 
 from __future__ import annotations

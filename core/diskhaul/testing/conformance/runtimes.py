@@ -76,6 +76,12 @@ class RuntimeConformance:
             backend.thaw(instance)
         assert backend.is_running(instance) is True
 
+    def test_a_guest_that_can_be_trimmed_runs_on_afterwards(self, backend: Runtime, instance: Instance) -> None:
+        backend.start(instance)
+        if backend.can_trim(instance):
+            backend.trim(instance, timeout_s=SHUTDOWN_TIMEOUT_S)
+        assert backend.is_running(instance) is True
+
     def test_disks_of_a_stopped_instance_are_activated_and_deactivated(self, backend: Runtime, instance: Instance) -> None:
         changed = backend.activate_disks(instance)
         assert changed in (True, False)
