@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.command("inspect", cls=Operation)
 @click.argument("disk", cls=Argument, metavar="DISK")
 @click.option(
-    "--zero-fill", cls=Option, metavar="BACKEND", help="What reads the disk (skip, ext, swap, fill, ...). [default: skip]"
+    "--zero-fill",
+    cls=Option,
+    metavar="BACKEND",
+    help="The zero-fill backend that reads it, such as ext. [default: the first that can, skip]",
 )
 @click.option("--svg", cls=Option, type=PATH, metavar="FILE", help="Write a picture of the disk, too.")
 @common_options(hidden=True)

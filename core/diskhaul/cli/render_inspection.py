@@ -60,7 +60,7 @@ def disk_text(result: InspectedDisk, style: Style = PLAIN) -> str:
     rows = [
         ("size", iec(result.size)),
         ("never written", iec(result.hole_bytes)),
-        ("free", f"{iec(result.free_bytes)} that are allocated, and may be left out (found by {result.backend})"),
+        ("free", f"{iec(result.free_bytes)} of the rest, which may be left out (found by {result.backend})"),
         ("to keep", data),
         ("picture", result.svg_path),
     ]

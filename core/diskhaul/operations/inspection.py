@@ -17,7 +17,7 @@ from ..pipeline.source import Source
 from ..records import InspectedDisk
 from ..report.disk_picture import picture_of, svg_problem, write_disk_svg
 from .base import Operation, RunContext
-from .deadlines import CALL_LIMIT_S
+from .deadlines import CALL_LIMIT_S, within
 from .disk_use import GLANCE_S, disks_in_use
 from .free_space import look_for_free_space
 from .plugin_answers import failure_lines, problems_from
@@ -66,14 +66,24 @@ class InspectOperation(Operation[InspectedDisk]):
 
     def check_prerequisites(self) -> None:
         problems = self._svg_problems() + self._disk_problems()
-        choice = self.host.zerofill_for(self._disk, self._request.zero_fill)
-        if choice.backend is not None:
-            self._chosen = choice.name, choice.backend
-        else:
-            reasons = "; ".join(choice.reasons) or "no zero-fill backend is installed"
-            problems.append(f"{self._disk.label}: nothing can tell its free space: {reasons}")
+        problems += self._zero_fill_problems()
         if problems:
             raise RefusedError(problems)
+
+    def _zero_fill_problems(self) -> list[str]:
+        """Choose the backend. Where the configured one has guests trim their disks, it is the first other one that reads them."""
+        disk, asked = self._disk, self._request.zero_fill
+        choice = self.host.zerofill_for(disk, asked)
+        if choice.backend is not None and choice.backend.trims:
+            if asked is not None:
+                return [f"zero_fill: {asked} reads no disks, the guest trims them; choose another"]
+            others = [self.host.zerofill_for(disk, each.name) for each in self.host.registered("zerofill")]
+            choice = next((each for each in others if each.backend is not None and not each.backend.trims), choice)
+        if choice.backend is None or choice.backend.trims:
+            reasons = "; ".join(choice.reasons) or "no zero-fill backend that reads disks is installed"
+            return [f"{disk.label}: nothing can tell its free space: {reasons}"]
+        self._chosen = choice.name, choice.backend
+        return []
 
     def _svg_problems(self) -> list[str]:
         if self._request.svg is None:
@@ -113,11 +123,16 @@ class InspectOperation(Operation[InspectedDisk]):
                     found = look_for_free_space(backend, disk, source.reader, limit_s=CALL_LIMIT_S, token=self.token)
                 except InterruptedRunError:
                     raise
-                except Exception as error:  # a plugin may raise anything
+                except BaseException as error:  # a plugin may raise anything, SystemExit included
                     why = str(error) or type(error).__name__
                     raise OperationFailedError(f"{disk.label}: nothing is known of it: {name}: {escape(why)}") from error
                 source.free = free = checked_free_extents(found.free, found.size)
-                picture = picture_of(source.extents(), found)
+                picture = within(
+                    CALL_LIMIT_S,
+                    f"finding out what of {disk.label} is allocated",
+                    lambda: picture_of(source.extents(), found),
+                    token=self.token,
+                )
             finally:
                 source.close()
             used = used or self._users()  # somebody may have begun meanwhile
