@@ -25,6 +25,13 @@ from diskhaul_plugins.zerofills.fill import FillZeroFill
 from .guest_disks.filesystem_kinds import MIB, Btrfs, Exfat, Fat, Kind, Ntfs, Xfs, attached, overwrite, run
 
 
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Images are large: pytest keeps what is left of a test."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> BackendContext:
     return BackendContext(cluster=diskhaul.Cluster(name="lab", state_dir=tmp_path / "state"))
@@ -270,7 +277,7 @@ def test_a_filesystem_that_is_not_clean_is_not_touched(
     with kind.mounted(image) as root:
         (root / "file").write_bytes(os.urandom(MIB))
         os.sync()
-        shutil.copyfile(image, dirty)
+        run("cp", "--sparse=always", image, dirty)
     with _opened(FileStorage(context), dirty) as target:
         recorded = _Recorded(target)
         found = _zero(fill, recorded)
@@ -295,7 +302,7 @@ def test_a_journal_that_would_have_to_be_replayed_is_reason_enough(
         for number in range(20):
             (mount_point / f"file-{number}").write_bytes(os.urandom(100_000))
         run("sync", mount_point / "file-1")
-        shutil.copyfile(image, dirty)
+        run("cp", "--sparse=always", image, dirty)
     finally:
         run("umount", mount_point)
     with _opened(FileStorage(context), dirty) as target:
