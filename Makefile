@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 WORKERS ?= 2
 STRESS_ROUNDS ?= 5
+CRASH_IMAGES ?= 960
 NAME ?=
 WORK ?= build/compare
 COMPARE_ARGS ?= --durable --json $(WORK)/results.json --png $(WORK)/results.png
@@ -97,7 +98,8 @@ stress: $(VENV)/.installed-test
 	scripts/system-packages test
 	set -e; for round in $$(seq $(STRESS_ROUNDS)); do \
 	    echo "round $$round of $(STRESS_ROUNDS)"; \
-	    ( $(IN_TEMPORARY) $(BIN)/python -m pytest --basetemp=$$tmp/t -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS) ); \
+	    ( $(IN_TEMPORARY) DISKHAUL_CRASH_IMAGES=$(CRASH_IMAGES) \
+	    $(BIN)/python -m pytest --basetemp=$$tmp/t -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS) ); \
 	done
 
 # A build of its own beside the installed one. Python's own allocator is replaced, so that a write past a buffer is seen; leaks are

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -374,6 +375,18 @@ class FreeExtents(Sequence[Extent]):
         """Offset and length of each."""
         numbers = iter(self._numbers)
         return zip(numbers, numbers, strict=True)
+
+    def within(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where those parts begin and end that lie between `begin` and `end`."""
+        numbers = self._numbers
+        index = bisect_right(range(len(self)), begin, key=lambda place: numbers[2 * place]) - 1
+        for place in range(2 * max(index, 0), len(numbers), 2):
+            offset = numbers[place]
+            if offset >= end:
+                return
+            first, last = max(offset, begin), min(offset + numbers[place + 1], end)
+            if first < last:
+                yield first, last
 
     def __iter__(self) -> Iterator[Extent]:
         return (Extent(offset, length, ExtentKind.FREE) for offset, length in self.ranges())

@@ -58,7 +58,7 @@ class ExportRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDisk:
-    """One disk of a plan. `data_bytes` is what will be read; `stored_bytes` what will be written, estimated from samples of it.
+    """One disk of a plan. `data_bytes` is what it holds; `stored_bytes` what will be written, estimated from samples of it.
 
     `snapshot` is the backend that will be used, "" for none. `shared`: the export will share the disk's blocks, not copy them.
 

@@ -40,7 +40,7 @@ def swap_disk(tmp_path: Path, requires: Callable[..., None]) -> Path:
     return image
 
 
-class _OnSwap(ZeroFillConformance):
+class _OnSwap:
     @pytest.fixture
     def image(self, swap_disk: Path) -> Path:
         return swap_disk
@@ -54,19 +54,19 @@ class _OnSwap(ZeroFillConformance):
         return 16 * MIB - 4096
 
 
-class TestSkip(_OnSwap):
+class TestSkip(_OnSwap, ZeroFillConformance):
     @pytest.fixture
     def zerofill(self, tmp_path: Path) -> SkipZeroFill:
         return SkipZeroFill(context(tmp_path))
 
 
-class TestSwap(_OnSwap):
+class TestSwap(_OnSwap, ZeroFillConformance):
     @pytest.fixture
     def zerofill(self, tmp_path: Path) -> SwapZeroFill:
         return SwapZeroFill(context(tmp_path))
 
 
-class TestFill(_OnSwap):
+class TestFill(_OnSwap, ZeroFillConformance):
     @pytest.fixture
     def zerofill(self, tmp_path: Path) -> FillZeroFill:
         return FillZeroFill(context(tmp_path))

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,18 +25,31 @@ import pytest
 import diskhaul_native as native
 from diskhaul_plugins.guest_disks.reading import Reading
 
-from ..conftest import LoopFilesystem
-from ..ext_images import GARBAGE, PROGRAMS, assert_replay_is_foreseen, check, filled, make, mounted, read, reported, run, tree
+from ..ext_images import (
+    GARBAGE,
+    MIB,
+    PROGRAMS,
+    assert_replay_is_foreseen,
+    check,
+    filled,
+    make,
+    mounted,
+    read,
+    reported,
+    run,
+    tree,
+)
 
 BATCH = 40
 SIZE_MIB = 16
 
 
 class Load(NamedTuple):
-    """How the filesystem is made and mounted."""
+    """How the filesystem is made and mounted, and whether e2fsck can be trusted with what is left."""
 
     make: str
     mount: str = "data=ordered"
+    by_kernel_only: bool = False
 
 
 LOADS = {
@@ -44,7 +58,8 @@ LOADS = {
     "blocks of 4 KiB": Load("-b 4096 -J size=4", "data=ordered"),
     "no checksums": Load("-b 1024 -J size=1 -g 2048 -O ^metadata_csum,^uninit_bg,^resize_inode,^64bit"),
     "ext3": Load("-t ext3 -b 1024 -J size=1 -g 2048 -O ^resize_inode", "data=journal"),
-    "clusters": Load("-b 1024 -C 4096 -J size=1 -O bigalloc,^resize_inode"),
+    # e2fsck 1.47 truncates an orphan to a part of a cluster in a way that it complains about itself.
+    "clusters": Load("-b 1024 -C 4096 -J size=1 -O bigalloc,^resize_inode", by_kernel_only=True),
 }
 ROUNDS = range(max(1, int(os.environ.get("DISKHAUL_CRASH_IMAGES", "0")) // (BATCH * len(LOADS))))
 SEED = random.SystemRandom().randrange(1 << 30) if len(ROUNDS) > 1 else 1
@@ -144,19 +159,24 @@ def assert_nothing_is_lost(snapshot: Snapshot, reading: Reading, at: Path, *, by
 
 @pytest.fixture
 def reflinks(tmp_path: Path, requires: Callable[..., None]) -> Iterator[Path]:
-    """An XFS in memory: every fsync of the guest would wait for this machine's disk otherwise."""
-    requires(*PROGRAMS, "mkfs.xfs", root=True)
-    memory = tmp_path / "memory"
+    """An XFS in memory: every fsync of the guest would wait for this machine's disk otherwise.
+
+    Unmounted lazily: the kernel gives a loop device back some time after its last use, and whoever looks at all of them
+    (losetup, mount) uses it.
+    """
+    requires(*PROGRAMS, "mkfs.xfs", "mount", root=True)
+    memory, path = tmp_path / "memory", tmp_path / "reflinks"
     memory.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", memory)
-    try:
-        filesystem = LoopFilesystem(memory, "xfs", size_mib=2048, mkfs_options=("-m", "reflink=1"))
-        try:
-            yield filesystem.path
-        finally:
-            filesystem.close()
-    finally:
-        run("umount", memory)
+    path.mkdir()
+    with ExitStack() as cleanups:
+        run("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", memory)
+        cleanups.callback(run, "umount", "--lazy", memory)
+        with open(memory / "xfs", "wb") as file:
+            file.truncate(2048 * MIB)
+        run("mkfs.xfs", "-q", "-m", "reflink=1", memory / "xfs")
+        run("mount", "-o", "loop", memory / "xfs", path)
+        cleanups.callback(run, "umount", "--lazy", path)
+        yield path
 
 
 @pytest.fixture
@@ -193,7 +213,7 @@ def test_whatever_a_snapshot_under_load_needs_is_not_skipped(
         assert reading.kept == ""
         assert reading.runs.total == reading.free
         assert_replay_is_foreseen(snapshot.image, tmp_path)
-        expected = assert_nothing_is_lost(snapshot, reading, at, by_kernel=number % 2 == 0)
+        expected = assert_nothing_is_lost(snapshot, reading, at, by_kernel=LOADS[name].by_kernel_only or number % 2 == 0)
         replayed += reading.state == "journal replayed"
         if reported(snapshot.image, is_sound=False)[0] != list(reading.runs):
             changed += 1

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 import diskhaul
+from diskhaul.api import Snapshots
 from diskhaul.cli.render import export_text, plan_text
 from diskhaul.events import FreeSpaceFound
 from diskhaul.formats.manifest import DISK_REGIONS, Manifest
+from diskhaul.testing import ScriptedRuntime
+from diskhaul_plugins.storages.raw import RawReader
 from diskhaul_plugins.zerofills.skip import SkipZeroFill
 
 MIB = 1 << 20
@@ -207,3 +212,65 @@ def test_cancelling_while_free_space_is_looked_for_ends_the_export(cluster: disk
     with pytest.raises(diskhaul.InterruptedRunError, match="enough"):
         diskhaul.export("vm", node="beta", config=cluster, options=options, plugins=[Cancels("lock.acquire()")], cancel=token)
     assert list((tmp_path / "beta").rglob("manifest.json")) == []
+
+
+class Copies(Snapshots):
+    """Snapshots that are copies. As soon as one is there, the guest goes on and writes other things to its disk."""
+
+    def __init__(self, meanwhile: Callable[[Path], None]) -> None:
+        self._meanwhile = meanwhile
+
+    @diskhaul.hookimpl
+    def diskhaul_snapshots(self) -> Iterator[diskhaul.SnapshotSpec]:
+        yield diskhaul.SnapshotSpec(name="copies", create=lambda context: self)
+
+    def refuses(self, disk: diskhaul.Disk, /) -> str | None:
+        return None
+
+    def plan(self, disk: diskhaul.Disk, run_id: str, /) -> diskhaul.Snapshot:
+        return diskhaul.Snapshot(backend="copies", disk=disk, run_id=run_id, reference=f"{disk.path}.{run_id}")
+
+    def create(self, snapshot: diskhaul.Snapshot, /) -> None:
+        assert snapshot.disk.path is not None
+        shutil.copyfile(snapshot.disk.path, snapshot.reference)
+        self._meanwhile(snapshot.disk.path)
+
+    def open(self, snapshot: diskhaul.Snapshot, /) -> RawReader:
+        path = Path(snapshot.reference)
+        return RawReader(os.open(path, os.O_RDONLY), path.stat().st_size, str(path))
+
+    def exists(self, snapshot: diskhaul.Snapshot, /) -> bool:
+        return Path(snapshot.reference).exists()
+
+    def remove(self, snapshot: diskhaul.Snapshot, /) -> None:
+        Path(snapshot.reference).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("shutdown", [False, True])
+def test_what_is_free_is_found_in_what_is_sent_and_not_on_the_disk_of_a_guest_that_runs(
+    cluster: diskhaul.Cluster, tmp_path: Path, shutdown: bool
+) -> None:
+    before = (tmp_path / "disk.raw").read_bytes()
+
+    def writes(path: Path) -> None:
+        """The guest gives up its swap space, and makes a larger one over everything behind its first partition."""
+        space = tmp_path / "larger"
+        with open(space, "wb") as file:
+            file.truncate(SIZE - SWAP_AT - MIB)
+        subprocess.run(["mkswap", str(space)], check=True, capture_output=True)
+        with open(path, "r+b") as disk, open(space, "rb") as content:
+            disk.seek(SWAP_AT)
+            shutil.copyfileobj(content, disk)
+        subprocess.run(["sfdisk", "-q", "-N2", str(path)], input="16384, 47104\n", text=True, check=True)
+
+    guest = ScriptedRuntime(running=["vm"])
+    (instance,) = cluster.instances
+    running = replace(cluster, instances=[replace(instance, runtime="scripted", state="up")])
+    options = diskhaul.ExportOptions(zero_free_space=True, shutdown=shutdown)
+    result = diskhaul.export("vm", node="beta", config=running, options=options, plugins=[guest, Copies(writes)])
+    assert result.consistency == ("stopped" if shutdown else "crash")
+    assert (tmp_path / "disk.raw").read_bytes() != before
+    assert result.disks[0].free_bytes == FREE[1]
+    assert result.plan.disks[0].free_basis == "skip: an estimate, since the guest is running and writes to the disk"
+    diskhaul.import_("vm", config=cluster, to_dir=tmp_path / "back")
+    assert (tmp_path / "back/disk-0.raw").read_bytes() == zeroed(before, [FREE])

@@ -16,6 +16,7 @@ from ..model import Disk, Instance, Node
 from ..names import expand_name, name_problem
 from ..option_checks import option_problems
 from ..options import COMPRESSORS, ExportOptions
+from ..pipeline.free_space import checked_free_extents
 from ..pipeline.source import Source
 from ..records import Downtime, ExportRecord, ExportResult, Plan, PlannedDisk
 from .base import LockLevel, Operation, RunContext, Timeouts
@@ -451,7 +452,7 @@ class ExportOperation(Operation[ExportResult]):
             raise
         except Exception as error:  # it is tried again, and told, when it counts
             return (), f"{name}: not known: {str(error) or type(error).__name__}"
-        source.free = found.free
+        source.free = checked_free_extents(found.free, source.size)
         state = "an estimate, since the guest is running and writes to the disk" if self.running else "from the disk as it is now"
         return found.regions, f"{name}: {state}"
 

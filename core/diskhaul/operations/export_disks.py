@@ -14,13 +14,13 @@ The decision table (docs/semantics.md, Execution), as far as it is left to do on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-from ..api import DiskMap, DiskReader, DiskRegion, Extent
+from ..api import DiskMap, DiskReader, DiskRegion, FreeExtents
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
 from ..events import FreeSpaceFound
 from ..model import Disk
 from ..options import MIB
+from ..pipeline.free_space import checked_free_extents
 from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
@@ -259,7 +259,7 @@ class ExportDisks:
         storage = self._task.operation.host.storage(disk.storage)
         return within(self._options.stall_timeout_s, f"opening {disk.label}", lambda: storage.open(disk))
 
-    def _free_extents(self, disk: Disk, source: Source) -> Sequence[Extent]:
+    def _free_extents(self, disk: Disk, source: Source) -> FreeExtents:
         """What the chosen zero-fill backend says is free; nothing, with a warning, when it fails or talks nonsense.
 
         What it reads is what is sent: a snapshot, or the disk of a guest that is off. The disk of a running guest changes under
@@ -267,7 +267,7 @@ class ExportDisks:
         """
         chosen = self._task.zero_fills.get(disk.index)
         if chosen is None or chosen[1].writes:
-            return ()
+            return FreeExtents()
         name, backend = chosen
         limit_s = self._options.stall_timeout_s
         try:
@@ -276,11 +276,11 @@ class ExportDisks:
             raise
         except Exception as error:  # free space is a saving, never a reason to fail
             self._feedback.warn(f"{disk.label}: nothing is skipped as free: {name}: {str(error) or type(error).__name__}")
-            return ()
+            return FreeExtents()
+        free = checked_free_extents(found.free, source.size)
         self.regions[disk.index] = found.regions
-        skipped = sum(extent.length for extent in found.free)
-        self._feedback.emit(FreeSpaceFound(disk=disk.index, backend=name, skipped=skipped, regions=found.regions))
-        return found.free
+        self._feedback.emit(FreeSpaceFound(disk=disk.index, backend=name, skipped=free.total, regions=found.regions))
+        return free
 
     def sent(self, disk: Disk, source: Source) -> None:
         """All of `disk` has been read: its snapshot is no longer needed. Called from any thread.

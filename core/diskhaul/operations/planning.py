@@ -17,6 +17,7 @@ from ..pipeline.source import Source
 
 SAMPLES = 16
 SAMPLE_BYTES = 512 * 1024  # zstandard treats inputs up to 256 KiB differently from the chunks that are sent
+_SHORT = 64 * 1024  # shorter pieces of free space are in the samples
 _MARGIN = 1.1  # samples are not the disk
 _TABLE_BYTES = 60  # a chunk's entries in the chunk table and the seek table
 
@@ -38,9 +39,7 @@ def estimate_disk(source: Source, compression: Compression, chunk_size: int) -> 
     Raises:
         StorageError: the disk cannot be read.
     """
-    total = dict.fromkeys(ExtentKind, 0)
-    for extent in source.extents():
-        total[extent.kind] += extent.length
+    total = source.totals()
     data, free = total[ExtentKind.DATA], total[ExtentKind.FREE]
     chunk_size = effective_chunk_size(source.size, chunk_size)
     stored = -(-source.size // chunk_size) * _TABLE_BYTES
@@ -58,7 +57,7 @@ def _sampled_ratio(source: Source, data: int, compression: Compression) -> float
     encoder = codec_for(compression.name, compression.level).encoder()
     buffer = bytearray(SAMPLE_BYTES)
     sampled = encoded = 0
-    for offset, length in _sample_places(source.extents(), data):
+    for offset, length in _sample_places(source.extents(least=_SHORT), data):
         view = memoryview(buffer)[:length]
         source.fill(offset, view)
         sampled += length

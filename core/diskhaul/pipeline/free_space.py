@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from ..api import DiskMap, DiskRegion, Extent, ExtentKind, FreeExtents
 
 MAX_REGION_TEXT = 1000
+_NONE = (1 << 64, 1 << 64)
+"""Behind the last range: one that no disk reaches."""
 
 
 def checked_free_extents(found: Iterable[Extent], size: int) -> FreeExtents:
@@ -62,25 +64,43 @@ def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def overlay(extents: Iterable[Extent], free: Sequence[Extent]) -> Iterator[Extent]:
+def overlay(extents: Iterable[Extent], free: FreeExtents, *, least: int = 1) -> Iterator[Extent]:
     """`extents` with those parts of their data turned into FREE that `free` covers; holes stay holes.
 
+    What is free in pieces of less than `least` bytes stays data: to read around it would take longer than to read it.
     Both ascend without overlap; so does what comes out, and it covers the same bytes.
     """
-    index = 0
+    ranges = free.ranges()
+    begin, length = next(ranges, _NONE)
     for extent in extents:
         if extent.kind is not ExtentKind.DATA:
             yield extent
             continue
-        position = extent.offset
-        while position < extent.end:
-            while index < len(free) and free[index].end <= position:
-                index += 1
-            if index == len(free) or free[index].offset >= extent.end:
-                yield Extent(position, extent.end - position, ExtentKind.DATA)
+        position, end = extent.offset, extent.end
+        while position < end:
+            while begin + length <= position or length < least:
+                begin, length = next(ranges, _NONE)
+            if begin >= end:
+                yield Extent(position, end - position, ExtentKind.DATA)
                 break
-            begin, end = max(free[index].offset, position), min(free[index].end, extent.end)
             if begin > position:
                 yield Extent(position, begin - position, ExtentKind.DATA)
-            yield Extent(begin, end - begin, ExtentKind.FREE)
-            position = end
+                position = begin
+            until = min(begin + length, end)
+            yield Extent(position, until - position, ExtentKind.FREE)
+            position = until
+
+
+def covered_bytes(extents: Iterable[Extent], free: FreeExtents) -> int:
+    """How much of the data among `extents` is free. Both ascend without overlap."""
+    covered = 0
+    ranges = free.ranges()
+    begin, length = next(ranges, _NONE)
+    for extent in extents:
+        if extent.kind is ExtentKind.DATA:
+            while begin < extent.end:
+                covered += max(0, min(begin + length, extent.end) - max(begin, extent.offset))
+                if begin + length > extent.end:
+                    break
+                begin, length = next(ranges, _NONE)
+    return covered

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import diskhaul_native as native
 
-from ..api import DiskReader, DiskWriter, Extent, ExtentKind
+from ..api import DiskReader, DiskWriter, Extent, ExtentKind, FreeExtents
 from ..errors import DiskhaulError, StorageError
 from ..options import DirectIO
 from .direct import DirectReads, direct_io_problem
-from .free_space import overlay
+from .free_space import covered_bytes, overlay
 
 if TYPE_CHECKING:
     from .workers import PipelineStalledError, Scratch
@@ -31,12 +31,12 @@ class Source:
         size: bytes.
         label: how messages call it.
         reader: what it wraps.
-        free: what the guest's filesystems do not use; `extents` gives it as FREE instead of DATA. Sorted, without overlap.
+        free: what the guest's filesystems do not use; `extents` gives it as FREE instead of DATA.
     """
 
     def __init__(self, reader: DiskReader, label: str, *, direct_io: DirectIO = "never") -> None:
         self.label = label
-        self.free: Sequence[Extent] = ()
+        self.free = FreeExtents()
         self.reader = reader
         self._closed = False
         size = reader.size
@@ -93,9 +93,46 @@ class Source:
         self.fill(begin, buffer)
         return buffer[offset - begin : offset - begin + length]
 
-    def extents(self) -> Iterator[Extent]:
-        """What is where, ascending, without gaps or overlap, covering the whole disk. Checked: plugins get this wrong."""
-        return overlay(self._checked_extents(), self.free)
+    def fill_used(self, offset: int, view: memoryview) -> int:
+        """Read the whole of `view` from `offset` on, and make zero what is free there; return how many bytes are.
+
+        Where it cannot be read, only what is in use is tried: a bad sector in free space does no harm.
+        """
+        free = [(begin - offset, end - offset) for begin, end in self.free.within(offset, offset + len(view))]
+        try:
+            self.fill(offset, view)
+        except StorageError:
+            if not free:
+                raise
+            position = 0
+            for begin, end in (*free, (len(view), len(view))):
+                if begin > position:
+                    self.fill(offset + position, view[position:begin])
+                position = end
+        for begin, end in free:
+            view[begin:end] = bytes(end - begin)
+        return sum(end - begin for begin, end in free)
+
+    def extents(self, *, least: int = 1) -> Iterator[Extent]:
+        """What is where, ascending, without gaps or overlap, covering the whole disk. Checked: plugins get this wrong.
+
+        What is free in pieces of less than `least` bytes is given as DATA.
+        """
+        return overlay(self._checked_extents(), self.free, least=least)
+
+    def totals(self) -> dict[ExtentKind, int]:
+        """How many bytes of each kind there are."""
+        found = dict.fromkeys(ExtentKind, 0)
+
+        def counted() -> Iterator[Extent]:
+            for extent in self._checked_extents():
+                found[extent.kind] += extent.length
+                yield extent
+
+        free = covered_bytes(counted(), self.free)
+        found[ExtentKind.DATA] -= free
+        found[ExtentKind.FREE] += free
+        return found
 
     def _checked_extents(self) -> Iterator[Extent]:
         position = 0

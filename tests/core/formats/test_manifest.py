@@ -15,6 +15,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diskhaul.api import DiskRegion
 from diskhaul.errors import StorageError
 from diskhaul.formats import manifest as manifests
 from diskhaul.formats.corruption import CorruptError
@@ -116,6 +117,80 @@ def refused(data: bytes) -> str:
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
+
+
+REGION = DiskRegion(
+    place="partition 1",
+    offset=MIB,
+    length=MIB,
+    type="ext4",
+    label="\x1b[31mröd",
+    state="clean",
+    block_size=4096,
+    free=5,
+    skipped=4,
+)
+
+
+def with_regions(*regions: DiskRegion, features: tuple[str, ...] = (manifests.DISK_REGIONS,)) -> Manifest:
+    """A manifest of an export for which free space was looked for."""
+    return replace(MANIFEST, disks=(disk_record(regions=regions), raw_record()), required_features=features)
+
+
+def test_what_disks_held_comes_back() -> None:
+    manifest = with_regions(REGION, replace(REGION, free=None, skipped=0, kept="for a reason"))
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_manifests_without_regions_are_as_they_always_were() -> None:
+    assert all("regions" not in disk for disk in content()["disks"])
+    assert content()["required_features"] == []
+
+
+def test_regions_and_the_feature_that_tells_of_them_go_together() -> None:
+    with pytest.raises(ValueError, match="disk-regions does not go with the disks' regions"):
+        with_regions(REGION, features=()).to_bytes()
+    with pytest.raises(ValueError, match="disk-regions does not go with the disks' regions"):
+        with_regions().to_bytes()
+
+
+def test_only_so_many_regions_are_recorded() -> None:
+    most = manifests.most_regions(2)
+    assert Manifest.from_bytes(with_regions(*[REGION] * most).to_bytes()).disks[0].regions == (REGION,) * most
+    with pytest.raises(ValueError, match="are more than are recorded"):
+        with_regions(*[REGION] * (most + 1)).to_bytes()
+
+
+def test_as_many_regions_as_are_recorded_fit_into_a_manifest() -> None:
+    """Whatever guests call their filesystems: a label must not make an export fail."""
+    for disks in (1, 2, 16, 64, 500):
+        most = manifests.most_regions(disks)
+        worst = replace(
+            REGION, place='"' * 1000, type="x" * 1000, label="\U0001f600" * 1000, state="\0" * 1000, kept="\x7f" * 1000
+        )
+        instance = replace(INSTANCE, disks=tuple(Disk(path=Path(f"/{index}"), size=5 * MIB) for index in range(disks)))
+        records = tuple(disk_record(index, regions=(worst if index == 0 else REGION,) * most) for index in range(disks))
+        manifest = replace(
+            MANIFEST, instance=instance_record(instance), disks=records, required_features=(manifests.DISK_REGIONS,)
+        )
+        assert len(Manifest.from_bytes(manifest.to_bytes()).disks) == disks
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"offset": -1}, "is not from 0"),
+        ({"free": "5"}, "is not a whole number"),
+        ({"skipped": None}, "is not a whole number"),
+        ({"label": 5}, "is not a text"),
+        ({"colour": "red"}, "is not a known key"),
+    ],
+    ids=repr,
+)
+def test_a_region_that_cannot_be_is_refused(change: dict[str, Any], problem: str) -> None:
+    record = json.loads(with_regions(REGION).to_bytes())
+    record["disks"][0]["regions"][0].update(change)
+    assert problem in refused(stored(record))
 
 
 def undigested(**changes: Any) -> Manifest:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from diskhaul.api import Extent, ExtentKind
+from diskhaul.api import Extent, ExtentKind, FreeExtents
 from diskhaul.errors import SnapshotError, StorageError
 from diskhaul.pipeline.source import Source
-from diskhaul.testing import MemoryDisk, RecordingDisk
+from diskhaul.testing import Fault, FaultyDisk, MemoryDisk, RecordingDisk
 
 DATA, HOLE, FREE = ExtentKind.DATA, ExtentKind.HOLE, ExtentKind.FREE
 CONTENT = bytes(range(256)) * 32
@@ -231,7 +231,7 @@ def test_an_error_while_extents_are_listed_says_how_far_it_came() -> None:
 
 def test_free_space_laid_over_the_disk_takes_the_place_of_data() -> None:
     source = with_extents([Extent(0, 50, DATA), Extent(50, 50, HOLE)])
-    source.free = (Extent(40, 20, FREE),)
+    source.free = FreeExtents([(40, 20)])
     assert list(source.extents()) == [Extent(0, 40, DATA), Extent(40, 10, FREE), Extent(50, 50, HOLE)]
 
 
@@ -242,3 +242,37 @@ def test_a_disk_is_closed_once(image: Path) -> None:
     source.close()
     assert disk.closes == 1
     Source(Plain(), "disk 0").close()  # has nothing to close
+
+
+# --- free space -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_free_is_zero_in_what_is_read_along() -> None:
+    source = Source(MemoryDisk(CONTENT), "disk 0")
+    source.free = FreeExtents([(10, 5), (90, 20), (8000, 100)])
+    buffer = bytearray(b"\xee" * 100)
+    assert source.fill_used(5, memoryview(buffer)) == 20
+    wanted = bytearray(CONTENT[5:105])
+    wanted[5:10], wanted[85:100] = bytes(5), bytes(15)
+    assert buffer == wanted
+
+
+def test_a_bad_sector_in_free_space_does_no_harm() -> None:
+    source = Source(FaultyDisk(MemoryDisk(CONTENT), Fault(on="read", offset=512)), "disk 0")
+    source.free = FreeExtents([(500, 100)])
+    buffer = bytearray(1000)
+    assert source.fill_used(0, memoryview(buffer)) == 100
+    assert bytes(buffer) == CONTENT[:500] + bytes(100) + CONTENT[600:1000]
+
+
+def test_a_bad_sector_in_what_is_in_use_fails() -> None:
+    source = Source(FaultyDisk(MemoryDisk(CONTENT), Fault(on="read", offset=512)), "disk 0")
+    source.free = FreeExtents([(600, 100)])
+    with pytest.raises(StorageError, match="offset 0"):
+        source.fill_used(0, memoryview(bytearray(1000)))
+
+
+def test_totals_count_what_is_free_as_such() -> None:
+    source = with_extents([Extent(0, 40, DATA), Extent(40, 20, HOLE), Extent(60, 10, FREE)])
+    source.free = FreeExtents([(10, 5), (35, 10), (68, 12)])
+    assert source.totals() == {DATA: 40 + 30 - 5 - 5 - 10, HOLE: 20, FREE: 10 + 5 + 5 + 10}
