@@ -461,3 +461,48 @@ def _cluster(work: Path, image: Path, storage: str = "file") -> diskhaul.Cluster
         nodes=[diskhaul.Node(name=name, export_dir=work / name) for name in ("alpha", "beta")],
         instances=[diskhaul.Instance(name="vm", node="alpha", disks=[diskhaul.Disk(path=image, storage=storage)])],
     )
+
+
+# --- opened in place --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_opened_through_the_link_that_is_configured(tmp_path: Path, context: BackendContext) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 200_000)
+    (tmp_path / "link").symlink_to("disk.raw")
+    storage = FileStorage(context)
+    assert list(storage.check_in_place(diskhaul.Disk(path=tmp_path / "link"))) == []
+    with _opened(storage, tmp_path / "link") as target:
+        target.zero(4097, 150_000)
+        target.zero(199_000, 10)
+        target.flush()
+    expected = b"x" * 4097 + bytes(150_000) + b"x" * (199_000 - 154_097) + bytes(10) + b"x" * 990
+    assert (tmp_path / "disk.raw").read_bytes() == expected
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (0, 200_001), (200_000, 1), (10, -1)])
+def test_what_is_not_on_the_disk_is_not_zeroed(offset: int, length: int, tmp_path: Path, context: BackendContext) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 200_000)
+    with _opened(FileStorage(context), tmp_path / "disk.raw") as target, pytest.raises(StorageError, match="are not on a disk"):
+        target.zero(offset, length)
+    assert (tmp_path / "disk.raw").read_bytes() == b"x" * 200_000
+
+
+@pytest.mark.parametrize("what", ["directory", "missing"])
+def test_what_is_no_image_is_not_opened(what: str, tmp_path: Path, context: BackendContext) -> None:
+    with pytest.raises(StorageError):
+        FileStorage(context).open_in_place(diskhaul.Disk(path=tmp_path if what == "directory" else tmp_path / what))
+
+
+def test_a_read_only_device_is_refused_beforehand(tmp_path: Path, context: BackendContext, requires: Callable[..., None]) -> None:
+    requires("losetup", root=True)
+    (tmp_path / "disk.raw").write_bytes(bytes(MIB))
+    device = run("losetup", "-r", "-f", "--show", tmp_path / "disk.raw").strip()
+    try:
+        storage, disk = BlockStorage(context), diskhaul.Disk(path=device, storage="block")
+        assert [line.partition(": ")[2] for line in storage.check_in_place(disk)] == [
+            "cannot be zeroed in place: it is read-only"
+        ]
+        with pytest.raises(StorageError):
+            storage.open_in_place(disk)
+    finally:
+        run("losetup", "-d", device)
