@@ -25,6 +25,13 @@ from diskhaul_plugins.zerofills.fill import FillZeroFill
 from .guest_disks.filesystem_kinds import MIB, Btrfs, Exfat, Fat, Kind, Ntfs, Xfs, attached, overwrite, run
 
 
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Images are large: pytest keeps what is left of a test."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> BackendContext:
     return BackendContext(cluster=diskhaul.Cluster(name="lab", state_dir=tmp_path / "state"))
@@ -270,7 +277,7 @@ def test_a_filesystem_that_is_not_clean_is_not_touched(
     with kind.mounted(image) as root:
         (root / "file").write_bytes(os.urandom(MIB))
         os.sync()
-        shutil.copyfile(image, dirty)
+        run("cp", "--sparse=always", image, dirty)
     with _opened(FileStorage(context), dirty) as target:
         recorded = _Recorded(target)
         found = _zero(fill, recorded)
@@ -295,7 +302,7 @@ def test_a_journal_that_would_have_to_be_replayed_is_reason_enough(
         for number in range(20):
             (mount_point / f"file-{number}").write_bytes(os.urandom(100_000))
         run("sync", mount_point / "file-1")
-        shutil.copyfile(image, dirty)
+        run("cp", "--sparse=always", image, dirty)
     finally:
         run("umount", mount_point)
     with _opened(FileStorage(context), dirty) as target:
@@ -454,3 +461,48 @@ def _cluster(work: Path, image: Path, storage: str = "file") -> diskhaul.Cluster
         nodes=[diskhaul.Node(name=name, export_dir=work / name) for name in ("alpha", "beta")],
         instances=[diskhaul.Instance(name="vm", node="alpha", disks=[diskhaul.Disk(path=image, storage=storage)])],
     )
+
+
+# --- opened in place --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_opened_through_the_link_that_is_configured(tmp_path: Path, context: BackendContext) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 200_000)
+    (tmp_path / "link").symlink_to("disk.raw")
+    storage = FileStorage(context)
+    assert list(storage.check_in_place(diskhaul.Disk(path=tmp_path / "link"))) == []
+    with _opened(storage, tmp_path / "link") as target:
+        target.zero(4097, 150_000)
+        target.zero(199_000, 10)
+        target.flush()
+    expected = b"x" * 4097 + bytes(150_000) + b"x" * (199_000 - 154_097) + bytes(10) + b"x" * 990
+    assert (tmp_path / "disk.raw").read_bytes() == expected
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (0, 200_001), (200_000, 1), (10, -1)])
+def test_what_is_not_on_the_disk_is_not_zeroed(offset: int, length: int, tmp_path: Path, context: BackendContext) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 200_000)
+    with _opened(FileStorage(context), tmp_path / "disk.raw") as target, pytest.raises(StorageError, match="are not on a disk"):
+        target.zero(offset, length)
+    assert (tmp_path / "disk.raw").read_bytes() == b"x" * 200_000
+
+
+@pytest.mark.parametrize("what", ["directory", "missing"])
+def test_what_is_no_image_is_not_opened(what: str, tmp_path: Path, context: BackendContext) -> None:
+    with pytest.raises(StorageError):
+        FileStorage(context).open_in_place(diskhaul.Disk(path=tmp_path if what == "directory" else tmp_path / what))
+
+
+def test_a_read_only_device_is_refused_beforehand(tmp_path: Path, context: BackendContext, requires: Callable[..., None]) -> None:
+    requires("losetup", root=True)
+    (tmp_path / "disk.raw").write_bytes(bytes(MIB))
+    device = run("losetup", "-r", "-f", "--show", tmp_path / "disk.raw").strip()
+    try:
+        storage, disk = BlockStorage(context), diskhaul.Disk(path=device, storage="block")
+        assert [line.partition(": ")[2] for line in storage.check_in_place(disk)] == [
+            "cannot be zeroed in place: it is read-only"
+        ]
+        with pytest.raises(StorageError):
+            storage.open_in_place(disk)
+    finally:
+        run("losetup", "-d", device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import diskhaul_native as native
 
@@ -28,8 +28,15 @@ def clear_runs(bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:
         yield from zip(numbers, numbers, strict=True)
 
 
-def all_set(bitmap: bytes, first: int, count: int) -> bool:
-    """Whether `count` bits from `first` on are all 1; False where the bitmap ends before."""
-    if first < 0 or count < 0 or first + count > len(bitmap) * 8:
-        return False
-    return not native.clear_bit_runs(bitmap, first, count)
+def touch(runs: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> bool:
+    """Whether one of `runs`, which ascend, and one of `others`, in any order, share anything. Both are starts and lengths."""
+    waiting = iter(sorted(other for other in others if other[1]))
+    other = next(waiting, None)
+    for begin, length in runs:
+        while other is not None and sum(other) <= begin:
+            other = next(waiting, None)
+        if other is None:
+            return False
+        if other[0] < begin + length:
+            return True
+    return False

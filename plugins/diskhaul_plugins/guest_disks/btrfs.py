@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import diskhaul_native as native
@@ -69,7 +69,7 @@ class _Superblock:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class _Chunk:
     """`length` bytes of addresses from `begin` on, and where each copy lies on the device."""
 
@@ -199,20 +199,20 @@ class _Btrfs:
         chunk_items = self._items(superblock.chunk_root, superblock.chunk_level, superblock.chunk_generation, _CHUNK_TREE)
         chunks = [self._chunk(key, content) for key, content in chunk_items if key[:2] == (_CHUNK_OBJECT, _CHUNK_ITEM)]
         self._set_chunks(chunks)
-        in_use = self._in_use()
-        total = sum(length for _, length in in_use)
+        gaps, total = self._gaps()
         if total != superblock.used:
             raise damaged(f"notes {superblock.used} bytes in use and has {total}")
-        used = sorted(self._places(in_use))
-        allocated = sum(length for _, length in used)
-        runs = FreeRuns()
-        kept = [(0, _RESERVED), *((at, _COPY_SPACE) for at in _COPIES_AT)]
+        free = FreeRuns()
         position = 0
-        for begin, length in sorted([*used, *kept, (superblock.device_size, 0)]):
-            if begin > position and position < superblock.device_size:
-                runs.add(position, min(begin, superblock.device_size) - position)
-            position = max(position, begin + length)
-        return superblock.device_size - allocated, runs
+        for begin, chunk in sorted((copy, mapped) for mapped in self._chunks for copy in mapped.copies):
+            if begin > position:
+                free.add(position, begin - position)  # no chunk has it
+            for offset, length in gaps[chunk.begin]:
+                free.add(begin + offset, length)
+            position = begin + chunk.length
+        if superblock.device_size > position:
+            free.add(position, superblock.device_size - position)
+        return free.total, _without(free, ((0, _RESERVED), *((at, _COPY_SPACE) for at in _COPIES_AT)))
 
     # --- addresses ---
 
@@ -323,8 +323,38 @@ class _Btrfs:
 
     # --- what is in use ---
 
-    def _in_use(self) -> list[tuple[int, int]]:
-        """All extents: address and length, ascending."""
+    def _gaps(self) -> tuple[dict[int, FreeRuns], int]:
+        """By the beginning of each chunk, what no extent uses of it: offsets in it and lengths. And the bytes of all extents."""
+        gaps = {chunk.begin: FreeRuns() for chunk in self._chunks}
+        chunks = iter(self._chunks)
+        chunk, position, total, has_root = next(chunks, None), 0, 0, False
+
+        def close(until: int) -> None:
+            """What is left of the chunk up to `until` is free."""
+            assert chunk is not None
+            begin = max(position, chunk.begin)
+            if until > begin:
+                gaps[chunk.begin].add(begin - chunk.begin, until - begin)
+
+        for begin, length in self._extents():
+            while chunk is not None and begin >= chunk.end:
+                close(chunk.end)
+                chunk = next(chunks, None)
+            if chunk is None or begin < chunk.begin or begin + length > chunk.end:
+                raise damaged("an address that no chunk has")
+            close(begin)
+            position = begin + length
+            total += length
+            has_root = has_root or begin == self._superblock.root
+        while chunk is not None:
+            close(chunk.end)
+            chunk = next(chunks, None)
+        if not has_root:
+            raise damaged("its extents leave out what it needs itself")
+        return gaps, total
+
+    def _extents(self) -> Iterator[tuple[int, int]]:
+        """All extents: address and length, ascending, without overlap."""
         superblock = self._superblock
         roots = self._items(superblock.root, superblock.root_level, superblock.generation, _ROOT_TREE)
         extent_roots = [content for key, content in roots if key[:2] == (_EXTENT_TREE, _ROOT_ITEM)]
@@ -333,7 +363,6 @@ class _Btrfs:
         root = extent_roots[0]
         (generation,) = struct.unpack_from("<Q", root, 160)
         (address,) = struct.unpack_from("<Q", root, 176)
-        in_use: list[tuple[int, int]] = []
         position = 0
         for key, _ in self._items(address, root[238], generation, _EXTENT_TREE):
             begin, kind, length = key
@@ -344,14 +373,20 @@ class _Btrfs:
             if begin < position or length == 0 or length % superblock.sector_size:
                 raise damaged("its extents overlap")
             position = begin + length
-            in_use.append((begin, length))
-        if not any(begin == superblock.root for begin, _ in in_use):
-            raise damaged("its extents leave out what it needs itself")
-        return in_use
+            yield begin, length
 
-    def _places(self, in_use: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Where the extents lie on the device, every copy of them."""
-        for begin, length in in_use:
-            chunk = self._chunk_of(begin, length)
-            for copy in chunk.copies:
-                yield copy + begin - chunk.begin, length
+
+def _without(runs: FreeRuns, kept: Iterable[tuple[int, int]]) -> FreeRuns:
+    """`runs` without the ranges `kept`, which ascend."""
+    kept = tuple(kept)
+    left = FreeRuns()
+    for begin, length in runs:
+        position, end = begin, begin + length
+        for at, size in kept:
+            if at < end and at + size > position:
+                if at > position:
+                    left.add(position, at - position)
+                position = max(position, at + size)
+        if position < end:
+            left.add(position, end - position)
+    return left

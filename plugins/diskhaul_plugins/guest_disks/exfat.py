@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .bitmaps import all_set, clear_runs
+from .bitmaps import clear_runs, touch
 from .doubts import damaged, dirty, not_read, read_or_keep
 from .reading import FreeRuns, NotThisError, Reading
 from .volume import Volume
@@ -148,15 +148,18 @@ def _free(volume: Volume, layout: _Layout) -> tuple[int, FreeRuns]:
     chain = list(_chain(volume, layout, first, -(-length // layout.cluster_size)))
     if len(chain) * layout.cluster_size < length:
         raise damaged("its allocation bitmap ends too early")
-    bitmap = b"".join(_cluster(volume, layout, cluster) for cluster in chain)[:length]
+    runs = FreeRuns()
+    unit, first = layout.cluster_size, 0
+    for cluster in chain:
+        count = min(unit * 8, layout.clusters - first)
+        for bit, bits in clear_runs(_cluster(volume, layout, cluster), count):
+            runs.add(layout.heap_at + (first + bit) * unit, bits * unit)
+        first += count
 
     upcase_at, upcase_length = struct.unpack_from("<IQ", tables[0], 20)
-    upcase = _chain(volume, layout, upcase_at, max(1, -(-upcase_length // layout.cluster_size)))
-    root = _chain(volume, layout, layout.root, max(1, _ROOT_LIMIT // layout.cluster_size))
-    for needed in (chain, upcase, root):
-        if not all(all_set(bitmap, cluster - 2, 1) for cluster in needed):
-            raise damaged("its allocation bitmap calls free what it needs itself")
-    runs = FreeRuns()
-    for bit, count in clear_runs(bitmap, layout.clusters):
-        runs.add(layout.heap_at + bit * layout.cluster_size, count * layout.cluster_size)
+    upcase = _chain(volume, layout, upcase_at, max(1, -(-upcase_length // unit)))
+    root = _chain(volume, layout, layout.root, max(1, _ROOT_LIMIT // unit))
+    needed = [(layout.heap_at + (cluster - 2) * unit, unit) for cluster in (*chain, *upcase, *root)]
+    if touch(runs, needed):
+        raise damaged("its allocation bitmap calls free what it needs itself")
     return runs.total, runs

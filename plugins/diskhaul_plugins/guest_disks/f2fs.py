@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .bitmaps import clear_runs, mirrored
@@ -28,6 +29,7 @@ _IN_TROUBLE = _ERROR | _FSCK | _QUOTA_FSCK | _DISABLED | _DISABLED_QUICK | _RESI
 
 _ENTRY = struct.Struct("<H64sQ")  # blocks in use (10 bits), their bitmap, time
 _ENTRIES = _BLOCK // _ENTRY.size
+_COUNT, _EMPTY = 0x3FF, bytes(64)
 _JOURNAL_SIZE = 507
 _JOURNAL_AT = _SEGMENT_BLOCKS * 7  # in a summary block, behind a summary of each block
 _COLD_DATA = 2  # of the six segments that are being written: hot, warm and cold data, then nodes
@@ -104,23 +106,23 @@ def _free(volume: Volume, superblock: _Superblock) -> tuple[int, FreeRuns]:
         raise not_read("several devices, or zones")
     pack = _last_checkpoint(volume, superblock)
     pack.check()
-    entries = _entries(volume, superblock, pack)
     runs = FreeRuns()
-    in_use, empty = 0, set()
-    for segment, (count, bitmap) in enumerate(entries):
-        count &= 0x3FF
+    current = pack.current_segments()
+    in_use = free_segments = 0
+    for segment, count, bitmap in _entries(volume, superblock, pack):
+        begin = superblock.main_at + segment * _SEGMENT_BLOCKS
+        if count == 0 and bitmap == _EMPTY:
+            free_segments += segment not in current
+            runs.add(begin * _BLOCK, _SEGMENT_BLOCKS * _BLOCK)
+            continue
         if count != int.from_bytes(bitmap, "little").bit_count():
             raise damaged(f"segment {segment} has another number of blocks than it notes")
         in_use += count
-        if count == 0:
-            empty.add(segment)
-        begin = superblock.main_at + segment * _SEGMENT_BLOCKS
         for bit, length in clear_runs(mirrored(bitmap), _SEGMENT_BLOCKS):
             runs.add((begin + bit) * _BLOCK, length * _BLOCK)
-    empty -= pack.current_segments()
     # Blocks that were promised to files, and not yet given, count in the checkpoint only.
-    if len(empty) != pack.free_segments or in_use > pack.valid_blocks:
-        raise damaged(f"notes {pack.free_segments} free segments and has {len(empty)}")
+    if free_segments != pack.free_segments or in_use > pack.valid_blocks:
+        raise damaged(f"notes {pack.free_segments} free segments and has {free_segments}")
     return runs.total, runs
 
 
@@ -219,24 +221,25 @@ def _crc(content: bytes) -> int:
 # --- segments ---------------------------------------------------------------------------------------------------------
 
 
-def _entries(volume: Volume, superblock: _Superblock, pack: _Checkpoint) -> list[tuple[int, bytes]]:
-    """Of each segment of the main area: blocks in use with flags, and their bitmap, from the table and the journal over it."""
+def _entries(volume: Volume, superblock: _Superblock, pack: _Checkpoint) -> Iterator[tuple[int, int, bytes]]:
+    """All segments of the main area: number, blocks in use, and their bitmap, from the table and the journal over it."""
     bitmap = pack.sit_bitmap(superblock.checkpoint_payload)
     half = superblock.sit_segments // 2 * _SEGMENT_BLOCKS
-    table_blocks = -(-superblock.main_segments // _ENTRIES)
+    segments = superblock.main_segments
+    table_blocks = -(-segments // _ENTRIES)
     if table_blocks > half or table_blocks > len(bitmap) * 8 or superblock.sit_at + 2 * half > superblock.main_at:
         raise damaged("its table of segments is too short")
-    entries: list[tuple[int, bytes]] = []
+    newer = {segment: (blocks, valid) for segment, blocks, valid in _journal(volume, pack)}
+    if any(segment >= segments for segment in newer):
+        raise damaged("its journal has a segment that it does not have")
     for number in range(table_blocks):
         second = bitmap[number // 8] >> (7 - number % 8) & 1
         block = volume.read((superblock.sit_at + second * half + number) * _BLOCK, _BLOCK)
-        count = min(_ENTRIES, superblock.main_segments - len(entries))
-        entries.extend((blocks, valid) for blocks, valid, _ in _ENTRY.iter_unpack(block[: count * _ENTRY.size]))
-    for segment, blocks, valid in _journal(volume, pack):
-        if segment >= len(entries):
-            raise damaged("its journal has a segment that it does not have")
-        entries[segment] = (blocks, valid)
-    return entries
+        first = number * _ENTRIES
+        there = min(_ENTRIES, segments - first) * _ENTRY.size
+        for segment, (blocks, valid, _) in enumerate(_ENTRY.iter_unpack(block[:there]), first):
+            blocks, valid = newer.get(segment, (blocks, valid))
+            yield segment, blocks & _COUNT, valid
 
 
 def _journal(volume: Volume, pack: _Checkpoint) -> list[tuple[int, int, bytes]]:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .bitmaps import all_set, clear_runs
+from .bitmaps import clear_runs, touch
 from .doubts import DoubtError, damaged, dirty, not_read, read_or_keep
 from .reading import FreeRuns, NotThisError, Reading
 from .volume import Volume
@@ -22,6 +22,7 @@ _END = 0xFFFFFFFF
 _FIXUP_UNIT = 512  # bytes between the marks that show a torn write, whatever the sector's size
 _MODIFIED_BY_CHKDSK = 0x8000
 _NO_CLIENT, _LOG_IS_CLEAN = 0xFFFF, 0x0002
+_PIECE = 1 << 20  # bytes of the bitmap that are looked at together
 _LARGEST_INDEX = 64 << 20  # bytes of a root directory that are looked through
 
 _Runs = list[tuple[int, int]]
@@ -114,8 +115,8 @@ class _Ntfs:
         layout = self._layout
         if layout.sectors * layout.sector_size > self._volume.size:
             raise damaged("larger than what it lies on")
-        first = self._volume.read(layout.mft * layout.cluster_size, layout.record_size)
-        self._mft = self._data(self._attributes(first)).runs or []
+        record = self._volume.read(layout.mft * layout.cluster_size, layout.record_size)
+        self._mft = self._data(self._attributes(record)).runs or []
         if not self._mft or self._mft[0][0] != layout.mft:
             raise damaged("its table of files is not where the boot sector says")
         self._check_volume_flags()
@@ -124,13 +125,15 @@ class _Ntfs:
         attribute = self._data(self._file(_BITMAP))
         if attribute.initialized < -(-layout.clusters // 8):
             raise damaged("its bitmap ends too early")
-        bitmap = self._content(attribute, -(-layout.clusters // 8))
-        needed = [(0, 1), (layout.mft_copy, 1), *self._mft, *log, *(attribute.runs or [])]
-        if not all(all_set(bitmap, cluster, count) for cluster, count in needed if cluster >= 0):
-            raise damaged("its bitmap calls free what it needs itself")
         runs = FreeRuns()
-        for cluster, count in clear_runs(bitmap, layout.clusters):
-            runs.add(cluster * layout.cluster_size, count * layout.cluster_size)
+        for first in range(0, layout.clusters, _PIECE * 8):
+            count = min(_PIECE * 8, layout.clusters - first)
+            for cluster, length in clear_runs(self._content(attribute, -(-count // 8), first // 8), count):
+                runs.add((first + cluster) * layout.cluster_size, length * layout.cluster_size)
+        needed = [(0, 1), (layout.mft_copy, 1), *self._mft, *log, *(attribute.runs or [])]
+        in_bytes = [(cluster * layout.cluster_size, count * layout.cluster_size) for cluster, count in needed if cluster >= 0]
+        if touch(runs, in_bytes):
+            raise damaged("its bitmap calls free what it needs itself")
         return runs.total, runs
 
     # --- what has to be in order ---
@@ -243,14 +246,14 @@ class _Ntfs:
             raise damaged("a system file has no content")
         return data[0]
 
-    def _content(self, attribute: _Attribute, length: int) -> bytes:
-        """The first `length` bytes of an attribute."""
-        if length > attribute.size:
+    def _content(self, attribute: _Attribute, length: int, offset: int = 0) -> bytes:
+        """`length` bytes of an attribute from `offset` on."""
+        if offset + length > attribute.size:
             raise damaged("a system file is too short")
         if attribute.runs is None:
-            return attribute.content[:length]
-        written = min(length, attribute.initialized)
-        return self._read_runs(attribute.runs, 0, written).ljust(length, b"\0")
+            return attribute.content[offset : offset + length]
+        written = max(0, min(length, attribute.initialized - offset))
+        return self._read_runs(attribute.runs, offset, written).ljust(length, b"\0")
 
     def _read_runs(self, runs: _Runs, offset: int, length: int) -> bytes:
         cluster_size = self._layout.cluster_size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import diskhaul_native as native
 
+from .bitmaps import touch
 from .doubts import damaged, not_read, read_or_keep
 from .reading import FreeRuns, NotThisError, Reading
 from .volume import Volume
@@ -239,17 +240,15 @@ class _Group:
         begin = self.number * superblock.group_blocks
         log = (superblock.log_begin // superblock.block_size - begin, superblock.log_length // superblock.block_size)
         root = (superblock.root_block - begin, 1)
-        needed = sorted((*self._used, *(used for used in (log, root) if 0 <= used[0] < blocks)))
-        position, total, largest, index = 0, 0, 0, 0
+        needed = (*self._used, *(used for used in (log, root) if 0 <= used[0] < blocks))
+        position, total, largest = 0, 0, 0
         for block, count in self.extents:
-            while index < len(needed) and sum(needed[index]) <= block:
-                index += 1
-            if index < len(needed) and needed[index][0] < block + count:
-                raise damaged(f"allocation group {self.number} calls free what it needs itself")
             if block < position or count == 0 or block + count > blocks:
                 raise damaged(f"the free extents of allocation group {self.number} overlap")
             position = block + count
             total += count
             largest = max(largest, count)
+        if touch(self.extents, needed):
+            raise damaged(f"allocation group {self.number} calls free what it needs itself")
         if (total, largest) != (free, longest):
             raise damaged(f"allocation group {self.number} notes {free} free blocks and has {total}")

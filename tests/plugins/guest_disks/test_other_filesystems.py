@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,13 @@ F2FS = {
     "f2fs with checksums": F2fs(("-O", "extra_attr,inode_checksum,sb_checksum"), size=512 * MIB),
 }
 KINDS: dict[str, Kind] = {**XFS, **BTRFS, **NTFS, **EXFAT, **FAT, **F2FS}
+
+
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Images are large: pytest keeps what is left of a test."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(params=KINDS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ from diskhaul_plugins.guest_disks.volume import OutsideVolumeError
 from .filesystem_kinds import MIB, Btrfs, Exfat, F2fs, Fat, Kind, Ntfs, Xfs, run
 
 SECTOR = 512
+
+
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Images are large: pytest keeps what is left of a test."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture

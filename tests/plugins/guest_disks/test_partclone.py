@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from diskhaul_plugins.guest_disks.reading import FreeRuns
 from diskhaul_plugins.storages.raw import RawReader
 
 from .filesystem_kinds import MIB, Btrfs, Exfat, F2fs, Fat, Kind, Ntfs, Xfs, run
+
+
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Images are large: pytest keeps what is left of a test."""
+    yield
+    shutil.rmtree(tmp_path)
+
 
 HEAD = "# Domain logfile created by unset_name v0.3.23\n# Source: /tmp/0\n# Offset: 0x00000000\n# current_pos  current_status\n"
 MAP = HEAD + (
