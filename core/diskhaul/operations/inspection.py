@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import ZeroFill
-from ..errors import DiskhaulError, InterruptedRunError, OperationFailedError, RefusedError
+from ..errors import DiskhaulError, InterruptedRunError, OperationFailedError, RefusedError, StorageError
 from ..feedback import Feedback
 from ..model import Disk
 from ..names import escape, expand_name
@@ -77,7 +77,7 @@ class InspectOperation(Operation[InspectedDisk]):
         if choice.backend is not None and choice.backend.trims:
             if asked is not None:
                 return [f"zero_fill: {asked} reads no disks, the guest trims them; choose another"]
-            others = [self.host.zerofill_for(disk, each.name) for each in self.host.registered("zerofill")]
+            others = (self.host.zerofill_for(disk, each.name) for each in self.host.registered("zerofill"))
             choice = next((each for each in others if each.backend is not None and not each.backend.trims), choice)
         if choice.backend is None or choice.backend.trims:
             reasons = "; ".join(choice.reasons) or "no zero-fill backend that reads disks is installed"
@@ -117,7 +117,7 @@ class InspectOperation(Operation[InspectedDisk]):
         disk = self._disk
         with feedback.stage("inspect", disk.label):
             used = self._users()
-            source = self._open()
+            source = self._open_again()
             try:
                 try:
                     found = look_for_free_space(backend, disk, source.reader, limit_s=CALL_LIMIT_S, token=self.token)
@@ -156,6 +156,14 @@ class InspectOperation(Operation[InspectedDisk]):
         if self._request.svg is not None:
             write_disk_svg(result, self._request.svg)
         return result
+
+    def _open_again(self) -> Source:
+        try:
+            return self._open()
+        except DiskhaulError:
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            raise StorageError("; ".join(failure_lines(self._disk.label, error)), path=self._disk.label) from error
 
     def _users(self) -> list[str]:
         """Who may be writing to the disk. Where that cannot be found out, it is a warning: nothing depends on it here."""

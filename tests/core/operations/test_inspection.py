@@ -124,6 +124,20 @@ def test_a_reader_that_fails_or_answers_nonsense_is_a_failure_that_names_disk_an
     assert shelf.disk.closes == 2
 
 
+@pytest.mark.parametrize("failure", [OSError(5, "gone"), SystemExit(0), diskhaul.StorageError("disk 0: gone", path="disk 0")])
+def test_a_disk_that_is_gone_when_it_is_to_be_read_is_a_failure_that_names_it(failure: BaseException) -> None:
+    shelf = Shelf(MemoryDisk(swap_content(MIB)))
+
+    class Vanishing(Shelf):
+        def open(self, disk: diskhaul.Disk, /) -> MemoryDisk:
+            if shelf.disk.closes:
+                raise failure
+            return shelf.disk
+
+    with pytest.raises(diskhaul.StorageError, match="disk 0: "):
+        diskhaul.inspect(DISK, plugins=[Vanishing(shelf.disk)])
+
+
 def test_a_reader_that_refuses_the_disk_and_an_unknown_one_are_refused() -> None:
     shelf = Shelf(MemoryDisk(swap_content(MIB)))
     with pytest.raises(diskhaul.RefusedError, match="disk 0: nothing can tell its free space: own: it is Sunday"):
