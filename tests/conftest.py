@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import pytest
 
 SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 os.environ["PATH"] = SEARCH_PATH  # mkfs and losetup live in sbin, which is not on every user's path
+
+# Shells have their background jobs ignore Ctrl-C, and programs that are started inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An editable install is found by a hook of the environment's Python; child processes of tests are given sys.path instead.
 for _package in ("diskhaul", "diskhaul_plugins", "diskhaul_native"):
