@@ -19,11 +19,11 @@ def mutate(base: Base, disk: Overlay, chosen: random.Random) -> None:
     for _ in range(chosen.randrange(1, MOST_CHANGES + 1)):
         _change(disk, chosen, base.places)
     match chosen.randrange(8):
-        case 0:
-            pass
         case 1:
-            repair(disk, [seal for seal in base.seals if chosen.randrange(4)])
+            pass
         case 2:
+            repair(disk, [seal for seal in base.seals if chosen.randrange(4)])
+        case 3:
             repair(disk, [seal for seal in base.seals if seal.name != "count"])
         case _:
             repair(disk, base.seals)
@@ -110,7 +110,8 @@ def _copy(disk: Overlay, chosen: random.Random, place: Place, places: Sequence[P
     disk.write(target, disk.read(source, length))
 
 
-def _swap(disk: Overlay, chosen: random.Random, place: Place, places: Sequence[Place]) -> None:
+def swap(disk: Overlay, chosen: random.Random, place: Place, places: Sequence[Place]) -> None:
+    """Two places get each other's content."""
     other = chosen.choice(places)
     length = min(place[1], other[1], 1 << 16)
     first, second = disk.read(place[0], length), disk.read(other[0], length)
@@ -142,6 +143,6 @@ _CHANGES: tuple[Callable[[Overlay, random.Random, Place, Sequence[Place]], None]
     _set_number,
     overwrite,
     _copy,
-    _swap,
+    swap,
     _change_text,
 )

@@ -2,8 +2,7 @@
 
 Only that is changed by which the filesystem tells what is free where: superblock, descriptions of groups, bitmaps, journal. Not
 changed is what its own kernel would lose data by, since then the filesystem itself calls a block of a file free: a bit of a
-bitmap that is cleared, with all checksums and counts made to fit; the descriptions of two groups in each other's place; which
-blocks a transaction has.
+bitmap that is cleared, with all checksums and counts made to fit; which blocks a transaction has.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from diskhaul_plugins.guest_disks.walk import Walk
 from ..ext_images import GARBAGE, ZEROS, files, filled
 from .bases import ENVIRONMENT, RECIPES, Base
 from .harness import Outcome
-from .mutations import change_field, overwrite
+from .mutations import change_field, overwrite, swap
 from .overlay import Overlay
 from .seals import Place, Seal, repair
 
-KINDS = tuple(name for name in RECIPES if name.startswith("ext"))
+KINDS = tuple(name for name in RECIPES if name.startswith("ext") and name != "ext4-mmp")
+"""With multiple mount protection e2fsck waits, to see whether somebody else is at it."""
 MOST_CHANGES = 3
 E2FSCK_S = 60
 
@@ -43,7 +43,9 @@ def mutate(base: Base, disk: Overlay, chosen: random.Random) -> None:
     for _ in range(chosen.randrange(1, MOST_CHANGES + 1)):
         places = chosen.choice(kinds)
         place = chosen.choice(places)
-        if places is not found.bitmaps:
+        if places is found.descriptors and chosen.randrange(3) == 0:
+            swap(disk, chosen, place, places)
+        elif places is not found.bitmaps:
             change_field(disk, chosen, place, places)
         elif has_checksums and chosen.randrange(2):
             chosen.choice((change_field, overwrite))(disk, chosen, place, places)
