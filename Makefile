@@ -5,7 +5,8 @@
 # make bench-compare A=before B=after        how much faster B is, benchmark by benchmark
 # make compare     diskhaul beside other programs (docs/benchmarks.md); WORK=directory, COMPARE_ARGS='--rounds 3'
 # make python-share        how much of an export's CPU time is Python's
-# make stress      the tests again and again, with other seeds and more of them at a time
+# make stress      the tests again and again, with other seeds and more of them at a time; then mutated disks (FUZZ_CASES=20000)
+# make fuzz        readers of guests' disks, guided by the code that is reached, without end; FUZZ_ARGS=-max_total_time=600 ends it
 # make sanitize    the C core under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean       removes what was made here, the virtual environment included
 #
@@ -20,6 +21,9 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 STRESS_ROUNDS ?= 5
 CRASH_IMAGES ?= 960
+FUZZ_CASES ?= 20000
+FUZZ_COMPARED ?= 2000
+FUZZ_ARGS ?=
 NAME ?=
 WORK ?= build/compare
 COMPARE_ARGS ?= --durable --json $(WORK)/results.json --png $(WORK)/results.png
@@ -33,7 +37,7 @@ WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Wstrict-prototypes -
 # shell ends, but not what is still mounted in it.
 IN_TEMPORARY := tmp=$$(mktemp -d); trap 'rm -rf --one-file-system "$$tmp"' EXIT;
 
-.PHONY: all demo test lint bench bench-check bench-compare compare python-share stress sanitize clean
+.PHONY: all demo test lint bench bench-check bench-compare compare python-share stress fuzz sanitize clean
 
 all: $(VENV)/.installed
 
@@ -55,6 +59,10 @@ $(VENV)/.installed-dev: $(VENV)/.made $(BUILD)
 
 $(VENV)/.installed-bench: $(VENV)/.made $(BUILD)
 	$(PIP) install --quiet --editable '.[bench]'
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+$(VENV)/.installed-fuzz: $(VENV)/.made $(BUILD)
+	$(PIP) install --quiet --editable '.[fuzz]'
 	touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
 demo: $(VENV)/.installed
@@ -101,6 +109,12 @@ stress: $(VENV)/.installed-test
 	    ( $(IN_TEMPORARY) DISKHAUL_CRASH_IMAGES=$(CRASH_IMAGES) \
 	    $(BIN)/python -m pytest --basetemp=$$tmp/t -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS) ); \
 	done
+	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $$(date +%s)
+	$(BIN)/python -m tests.fuzz --compare --cases $(FUZZ_COMPARED) --seed $$(date +%s)
+
+fuzz: $(VENV)/.installed-fuzz
+	scripts/system-packages test
+	$(BIN)/python -m tests.fuzz.guided $(FUZZ_ARGS)
 
 # A build of its own beside the installed one. Python's own allocator is replaced, so that a write past a buffer is seen; leaks are
 # Python's own at exit, and cannot be looked for under strace.

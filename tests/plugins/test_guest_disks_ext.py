@@ -552,6 +552,33 @@ def test_another_groups_bitmap_is_noticed(bare: Path) -> None:
     assert read(bare).kept == "group 2 has another number of free blocks than it says"
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("-t ext2 -b 1024 -g 1024", "a table of group 2 lies outside of it"),
+        (
+            "-b 1024 -g 1024 -O ^metadata_csum,^uninit_bg,^64bit",
+            "the tables of group 2 lie elsewhere by the copy of its description",
+        ),
+        (
+            "-b 1024 -g 1024 -O ^metadata_csum,^uninit_bg,^64bit,^resize_inode,meta_bg",
+            "the tables of group 2 lie elsewhere by the copy of its description",
+        ),
+    ],
+    ids=("in its own group", "by the copy", "by a meta group's copy"),
+)
+def test_descriptions_in_each_others_place_are_noticed(options: str, why: str, tmp_path: Path) -> None:
+    """e2fsck brings back a file in a group that has another's bitmap. All counts are right."""
+    image = tmp_path / "image"
+    make(image, 8, *options.split())
+    with opened(image) as volume:
+        second, fourth = (volume.read(DESCRIPTIONS + 32 * group, 32) for group in (2, 4))
+    assert read(image).kept == ""
+    change(image, DESCRIPTIONS + 32 * 2, fourth)
+    change(image, DESCRIPTIONS + 32 * 4, second)
+    assert_kept(image, why)
+
+
 def test_a_count_that_is_wrong_is_noticed(bare: Path) -> None:
     change(bare, DESCRIPTIONS + 12, struct.pack("<H", described(bare, 0)[3] - 1))
     assert_kept(bare, "group 0 has another number of free blocks than it says")

@@ -10,7 +10,7 @@ from diskhaul_native import clear_bit_runs
 from ..reading import FreeRuns
 from .errors import KeptError
 from .libext2fs import Filesystem
-from .superblock import MMP
+from .superblock import FLEX_BG, MMP
 
 MAX_RUNS = 1 << 21
 """Ranges that are remembered (32 MiB). Where there are more, the shortest ones are kept on the disk instead."""
@@ -99,6 +99,27 @@ def metadata(filesystem: Filesystem) -> Iterator[tuple[int, int]]:
             yield first, length
     if s.mmp_block and s.incompat & MMP:
         yield s.mmp_block, 1
+
+
+def check_tables(filesystem: Filesystem) -> None:
+    """See that each group's bitmaps and inode table are its own: a group that has another's calls what it has in use free.
+
+    Checksums do not tell, where there are any at all: a bitmap's does not depend on its group. What does is where the copies of
+    the descriptions say that it lies, which never change but when tables are moved; and, without flex_bg, its own group.
+
+    Raises:
+        KeptError: one is not.
+        OSError: a copy cannot be read.
+    """
+    s = filesystem.superblock
+    if not s.incompat & FLEX_BG:
+        for group in range(s.groups):
+            start, end = s.group_start(group), s.group_start(group) + s.group_blocks(group)
+            if any(first < start or first + length > end for first, length in filesystem.tables(group)):
+                raise KeptError(f"a table of group {group} lies outside of it")
+    for group, places in filesystem.tables_by_copies():
+        if places != tuple(first for first, _ in filesystem.tables(group)):
+            raise KeptError(f"the tables of group {group} lie elsewhere by the copy of its description")
 
 
 def check_in_use(filesystem: Filesystem, blocks: Iterable[tuple[int, int]], runs: FreeRuns) -> None:

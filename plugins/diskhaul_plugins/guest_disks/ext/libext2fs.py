@@ -9,6 +9,7 @@ and cannot write.
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -282,6 +283,35 @@ class Filesystem:
             (int(self._c.ext2fs_inode_bitmap_loc(self._handle, group)), 1),
             (int(self._c.ext2fs_inode_table_loc(self._handle, group)), self.superblock.inode_blocks_per_group),
         )
+
+    def tables_by_copies(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """What copies of the descriptions say: of each group of which there is a copy, where its bitmaps and inode table begin.
+
+        Nothing checks a copy, and only these fields are the same in all of them.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        s = self.superblock
+        per_block = s.block_size // s.descriptor_size
+        with_super = next((group for group in range(1, s.groups) if self._c.ext2fs_bg_has_super(self._handle, group)), 0)
+        for index in range(s.descriptor_blocks):
+            first = index * per_block
+            is_meta = bool(s.incompat & META_BG) and index >= s.first_meta_group
+            holder = first + 1 if is_meta else with_super  # a meta group has its first copy in its second group
+            if not 0 < holder < s.groups:
+                continue
+            at_super, at_old, at_new = self._numbers
+            self._check(self._c.ext2fs_super_and_bgd_loc2(self._handle, holder, at_super, at_old, at_new, self._ffi.NULL))
+            place = int(at_new[0]) if is_meta else int(at_old[0]) + index
+            if not 0 < place < s.blocks:
+                continue
+            raw = self.read_block(place)
+            for group in range(first, min(first + per_block, s.groups)):
+                at = (group - first) * s.descriptor_size
+                low = struct.unpack_from("<III", raw, at)
+                high = struct.unpack_from("<III", raw, at + 32) if s.descriptor_size >= 64 else (0, 0, 0)
+                yield group, tuple(number | more << 32 for number, more in zip(low, high, strict=True))
 
     def copies(self, group: int) -> list[tuple[int, int]]:
         """What of the superblock and the descriptions lies in the group, with what is reserved for more: as in `tables`."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..reading import Reading
 from ..volume import Volume
 from .errors import KeptError
-from .groups import check_in_use, free_runs, metadata
+from .groups import check_in_use, check_tables, free_runs, metadata
 from .journal import Journal, Replayed, read_journal, replay
 from .libext2fs import Filesystem, load, open_filesystem
 from .superblock import ERROR_FS, VALID_FS, Superblock, check_features, check_geometry, read_superblock
@@ -82,6 +82,7 @@ def _read(volume: Volume, superblock: Superblock, reading: Reading) -> Reading:
         if not superblock.needs_recovery and free != superblock.free_blocks * superblock.block_size:
             raise KeptError("its groups have another number of free blocks than it says")
         check_in_use(believed, metadata(believed), runs)
+        check_tables(believed)
         if journal is not None:
             # The journal is found and read before it is replayed, so by what the disk has now.
             check_in_use(now, journal.file.pieces(), runs)
