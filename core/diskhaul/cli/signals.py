@@ -37,18 +37,26 @@ def ignore_from_now_on() -> None:
     """Ignore stopping signals for the rest of the process's life: its exit code is known. Outside the main thread nothing."""
     if not _may_handle_signals():
         return
+    _say_nothing_of_late_signals()
+    for number in STOPPING_SIGNALS:
+        while signal.getsignal(number) not in (signal.SIG_IGN, None):
+            try:
+                signal.signal(number, signal.SIG_IGN)
+            except KeyboardInterrupt:
+                pass  # a Ctrl-C that came just before; what it would interrupt is over
+
+
+def _say_nothing_of_late_signals() -> None:
+    """Python complains, now or at any later moment, of a signal that came while SIG_IGN was put in its handler's place."""
     report = sys.unraisablehook
-    sys.unraisablehook = lambda broken: None if "due to race condition" in str(broken.exc_value) else report(broken)
-    try:
-        for number in STOPPING_SIGNALS:
-            while signal.getsignal(number) not in (signal.SIG_IGN, None):
-                try:
-                    # Python complains of a signal that comes while it puts SIG_IGN in place: not here.
-                    signal.signal(number, signal.SIG_IGN)
-                except KeyboardInterrupt:
-                    pass  # a Ctrl-C that came just before; what it would interrupt is over
-    finally:
-        sys.unraisablehook = report
+    if getattr(report, "__name__", "") == "but_for_late_signals":
+        return
+
+    def but_for_late_signals(broken: sys.UnraisableHookArgs) -> None:
+        if "due to race condition" not in str(broken.exc_value):
+            report(broken)
+
+    sys.unraisablehook = but_for_late_signals
 
 
 def _may_handle_signals() -> bool:

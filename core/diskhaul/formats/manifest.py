@@ -429,7 +429,7 @@ def _check_version(content: dict[str, Any]) -> None:
     if isinstance(features, list):
         unknown = [feature for feature in features if not isinstance(feature, str) or feature not in KNOWN_FEATURES]
         if unknown:
-            shown = ", ".join(_shown(str(feature)) for feature in unknown[:5])
+            shown = ", ".join(_shown(str(feature)) for feature in unknown[:5])[:300]
             raise CorruptError(f"made by a newer diskhaul: it requires {shown}, which this one does not know")
 
 
