@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
+from .cancellation import CancellationToken
 from .errors import GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
 from .options import DirectIO, Setting
@@ -798,14 +799,85 @@ class Cleanup(Protocol):
 T = TypeVar("T")
 
 
+class Link(Protocol):
+    """What a function that runs on a node has of the one who asked for it. Thread-safe."""
+
+    @property
+    def token(self) -> CancellationToken:
+        """Cancelled once the one who asked does not want the work any more."""
+        ...
+
+    def send(self, message: object, /) -> object:
+        """Hand `message` to the one who asked, in order. Messages get lost where the way to them does; never the result."""
+        ...
+
+
 class Engine(Protocol):
-    """Runs functions on nodes."""
+    """Runs functions on nodes.
+
+    An engine whose nodes are other processes says so with ``distributed = True``. Functions and arguments are pickled then,
+    operations are run by the node that an instance lives on, and exports are reached by the transfer, from wherever that is.
+    """
+
+    distributed: bool = False
+
+    def here(self, node: Node, /) -> bool:
+        """Whether this process works for `node`, so that its functions can as well be called."""
+        return True
 
     def run(self, node: Node, function: Callable[..., T], /, *arguments: Any) -> T:
         """Run ``function(*arguments)`` on `node` and return what it returns, or raise what it raises.
 
         Raises:
             UnreachableNodeError: the node does not answer.
+        """
+        ...
+
+    def run_linked(
+        self,
+        node: Node,
+        function: Callable[..., T],
+        /,
+        *arguments: Any,
+        on_message: Callable[[Any], object],
+        token: CancellationToken,
+        brief: bool = False,
+    ) -> T:
+        """Run ``function(link, *arguments)`` on `node`; what it sends over its `Link` is given to `on_message`.
+
+        When `token` is cancelled, the link's is, and the function's end is waited for, as long as it can be heard of. How many of
+        them run on a node at once may be limited; those that are `brief` never wait for the others, nor does what `run` runs.
+
+        Raises:
+            UnreachableNodeError: the node does not answer (any more).
+            InterruptedRunError: cancelled before the function was begun.
+        """
+        token.raise_if_cancelled()
+        return self.run(node, function, _DirectLink(token, on_message), *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _DirectLink(Link):
+    """Of a function that is called in this process."""
+
+    token: CancellationToken
+    on_message: Callable[[Any], object]
+
+    def send(self, message: object, /) -> None:
+        self.on_message(message)
+
+
+class ServesNodes(Protocol):
+    """An engine or a transfer that needs a process on each node: what ``diskhaul node serve`` runs there."""
+
+    def serve(self, node: Node, /, *, token: CancellationToken, tell: Callable[[str], object]) -> object:
+        """Work for `node` in this process until `token` is cancelled; then finish or stop cleanly what is going on, and return.
+
+        `tell` is called with lines about what happens (ready, a connection lost), in words for the node's administrator. What
+        can pass by itself is waited for, not raised.
+
+        Raises:
+            RefusedError: it cannot work at all: wrong options, no certificate.
         """
         ...
 

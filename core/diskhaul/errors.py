@@ -28,7 +28,7 @@ The number is the exit code of the command line. A failure during clean-up is ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 
@@ -45,6 +45,10 @@ class DiskhaulError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.also: list[BaseException] = []
+
+    def __reduce__(self) -> tuple[Callable[..., DiskhaulError], tuple[object, ...]]:
+        """Errors travel between nodes: made again as they are, whatever their class wants to be given."""
+        return _made_again, (type(self), self.args, self.__dict__)
 
     def add(self, error: BaseException, doing: str) -> None:
         """Attach a failure met while cleaning up (`doing` says what was being done)."""
@@ -212,3 +216,10 @@ class InterruptedRunError(DiskhaulError):
     """The run was cancelled; what had been begun was undone."""
 
     exit_code = 130
+
+
+def _made_again(kind: type[DiskhaulError], args: tuple[object, ...], state: Mapping[str, object]) -> DiskhaulError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -41,14 +41,14 @@ class Feedback:
         self._messenger: _Messenger | None = None
 
     def emit(self, event: Event) -> None:
-        """Tell listeners. Called from any thread."""
+        """Tell listeners. Called from any thread. An event that has no run yet becomes one of this run."""
         if self._listener is None and not self._host.observed:
             return
         with self._lock:
             if self._messenger is None:
                 self._messenger = _Messenger(self._deliver)
             messenger = self._messenger
-        messenger.send(replace(event, run_id=self.run_id))
+        messenger.send(event if event.run_id else replace(event, run_id=self.run_id))
 
     def _deliver(self, event: Event) -> None:
         if self._listener is not None:

@@ -66,11 +66,12 @@ def export(
         KeyboardInterrupt: Ctrl-C in the main thread, raised once the run has ended: everything is as before, unless the export
             had been published by then; that one stands (`list_exports` tells).
     """
+    from .operations.at_node import run_where_it_belongs
     from .operations.export import ExportOperation
 
     cluster = _cluster(config)
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
-    return ExportOperation(context, instance, node, options or export_options(cluster)).run()
+    return run_where_it_belongs(ExportOperation, context, instance, node, options or export_options(cluster))
 
 
 def plan(
@@ -91,11 +92,12 @@ def plan(
     Raises:
         RefusedError: the export would be refused; `problems` lists every reason.
     """
+    from .operations.at_node import run_where_it_belongs
     from .operations.plan import PlanOperation
 
     cluster = _cluster(config)
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
-    return PlanOperation(context, instance, node, options or export_options(cluster)).run()
+    return run_where_it_belongs(PlanOperation, context, instance, node, options or export_options(cluster))
 
 
 def import_(
@@ -127,12 +129,14 @@ def import_(
         VerificationError: the export is damaged; `findings` say where. What had been written is marked incomplete.
         OperationFailedError, InterruptedRunError: likewise marked incomplete.
     """
+    from .operations.at_node import run_where_it_belongs
     from .operations.restore import ImportOperation, ImportWhere
 
     cluster = _cluster(config) if config is not None else _no_cluster()
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
     where = ImportWhere(node=node, to_dir=Path(to_dir) if to_dir is not None else None, disks=disks, instance_name=instance_name)
-    return ImportOperation(context, export, where, options or ImportOptions(), has_cluster=config is not None).run()
+    has_cluster = config is not None
+    return run_where_it_belongs(ImportOperation, context, export, where, options or ImportOptions(), has_cluster=has_cluster)
 
 
 def list_exports(
@@ -305,10 +309,10 @@ def recover(
         LockError: the lock service does not work.
         InterruptedRunError: cancelled; the rest is still noted, for the next time.
     """
-    from .operations.recover import RecoverOperation
+    from .operations.at_node import recover_everywhere
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
-    return RecoverOperation(context, instance, lock_timeout_s).run()
+    return recover_everywhere(context, instance, lock_timeout_s)
 
 
 def bench(

@@ -197,3 +197,9 @@ def diskhaul_engines() -> Iterator[EngineSpec]:
         create=_create("engines.local", "LocalEngine"),
         capability=_capability("engines.local"),
     )
+    yield EngineSpec(
+        name="dask",
+        summary="every node is a Dask worker; operations run where the instance lives",
+        create=_create("engines.dask", "DaskEngine"),
+        capability=_capability("engines.dask"),
+    )

@@ -28,6 +28,8 @@ PUBLIC = {
         "processes",
         "mounts",
         "permissions",
+        "cancellation",
+        "this_node",
     )
 } | {"diskhaul.formats.export_id"}
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from ..api import HeldLock, LockMode
 from ..cancellation import CancellationToken, run_shielded
@@ -23,8 +23,11 @@ from ..events import LockWaiting, OperationFinished
 from ..feedback import EventListener, Feedback
 from ..host import PluginHost
 from ..journal import Journal
-from ..model import Cluster
+from ..model import Cluster, Node
 from .plugin_answers import problems_from
+
+if TYPE_CHECKING:
+    from ..hook_scripts import HookScriptResult
 
 R = TypeVar("R")
 _OUTCOMES = {0: "ok", 4: "ok", 2: "refused", 130: "interrupted"}
@@ -198,6 +201,10 @@ class Operation(Generic[R]):
         """What `run` answers instead of executing."""
         raise NotImplementedError
 
+    def home(self) -> Node | None:
+        """The node whose guest and disks it works on, once names are expanded; None where it may run anywhere."""
+        return None
+
     def describe(self) -> str:
         """What this run is doing, for those who wait for its locks."""
         return self.name
@@ -221,9 +228,9 @@ class Operation(Generic[R]):
         try:
             result = self._live()
         except BaseException as error:
-            self.feedback.emit(_ending(self.name, error=error, result=getattr(error, "result", None)))
+            self.feedback.emit(ending(self.name, error=error, result=getattr(error, "result", None)))
             raise
-        self.feedback.emit(_ending(self.name, error=None, result=result))
+        self.feedback.emit(ending(self.name, error=None, result=result))
         return result
 
     def _live(self) -> R:
@@ -298,22 +305,31 @@ class Operation(Generic[R]):
             "MASTER": self.cluster.master,
             "RUN_ID": self.context.run_id,
         }
-        results = run_hooks(
-            self.cluster.hook_dir,
-            phase,
-            self.hooks_name,
-            environment={**basic, **environment},
-            nodes=self.build_hooks_nodes(),
-            timeout_s=self.timeouts.hook_s,
-            # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
-            cancelled=lambda: phase == "pre" and self.token.cancelled,
-        )
+        environment, nodes, timeout_s = {**basic, **environment}, self.build_hooks_nodes(), self.timeouts.hook_s
+        if self.host.engine().distributed:
+            from .at_node import run_hooks_at
+
+            results: Sequence[HookScriptResult] = run_hooks_at(
+                self.context, nodes, phase, self.hooks_name, timeout_s=timeout_s, environment=environment
+            )
+        else:
+            results = run_hooks(
+                self.cluster.hook_dir,
+                phase,
+                self.hooks_name,
+                environment=environment,
+                nodes=nodes,
+                timeout_s=timeout_s,
+                # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
+                cancelled=lambda: phase == "pre" and self.token.cancelled,
+            )
         for result in results:
             if result.problem:
                 self.feedback.warn(result.problem)
 
 
-def _ending(operation: str, *, error: BaseException | None, result: object) -> OperationFinished:
+def ending(operation: str, *, error: BaseException | None, result: object) -> OperationFinished:
+    """The last event of an operation that raised `error`, or ended with `result`."""
     if isinstance(error, DiskhaulError):
         exit_code = error.exit_code
     elif error is not None:

@@ -54,11 +54,15 @@ def parse_export_name(text: str) -> ExportName:
 def on_node(host: PluginHost, node: Node, function: Callable[..., T], *arguments: object) -> T:
     """Run ``function(store, *arguments)`` on `node`, where ``store`` is its export store.
 
+    Where nodes are other processes, it is the transfer that reaches the store, from here.
+
     Raises:
         UnreachableNodeError: the node is offline, does not answer, or its export directory is not there.
     """
     if node.offline:
         raise UnreachableNodeError(node.name, f"node {node.name} is marked offline in the configuration")
+    if host.engine().distributed:
+        return _with_store(host.transfer(), node, function, *arguments)
     answer: T = host.engine().run(node, _with_store, host.transfer(), node, function, *arguments)
     return answer
 

@@ -123,6 +123,9 @@ class ExportOperation(Operation[ExportResult]):
             raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
         self.source = nodes[self.instance.node]
 
+    def home(self) -> Node:
+        return self.source
+
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
         if level is LockLevel.CLUSTER:
             return {self.cluster.name: LockMode.SHARED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..feedback import Feedback
+from ..model import Node
 from ..options import ExportOptions
 from ..records import Plan
 from .base import Operation, RunContext
@@ -23,6 +24,9 @@ class PlanOperation(Operation[Plan]):
 
     def expand_names(self) -> None:
         self._export.expand_names()
+
+    def home(self) -> Node:
+        return self._export.home()
 
     def check_prerequisites(self) -> None:
         self._export.check_prerequisites()

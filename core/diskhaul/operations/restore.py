@@ -17,7 +17,7 @@ from ..feedback import Feedback
 from ..formats.corruption import CorruptError
 from ..formats.ganeti import CONFIG_NAME, GanetiDump, is_ours, parse_config_ini, size_mib
 from ..formats.manifest import MANIFEST_NAME, DiskRecord, Manifest, instance_from_record, read_manifest
-from ..model import Disk, Instance
+from ..model import Disk, Instance, Node
 from ..names import name_problem
 from ..option_checks import import_option_problems
 from ..options import DEFAULT_CHUNK_SIZE, DirectIO, ImportOptions
@@ -205,6 +205,10 @@ class ImportOperation(CatalogOperation[ImportResult]):
                 raise RefusedError(f"instance {name} is not configured: say where its disks go, with --to-dir or --disk")
             self._configured = instances[name]
         self._instance_name = name
+
+    def home(self) -> Node | None:
+        """The configured disks of an instance are on its node; a directory, or paths that were given, are here."""
+        return None if self._configured is None else self.host.inventory().nodes().get(self._configured.node)
 
     def _read_description(self) -> None:
         """Find out which instance the export is of; raises `VerificationError` when it is not a valid export."""

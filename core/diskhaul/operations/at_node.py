@@ -1,0 +1,184 @@
+"""Runs operations where they belong: with an engine whose nodes are other processes, on the node an instance lives on.
+
+There everything is at hand that an export touches (the guest, its disks, their snapshots, the journal), so an operation is run
+there whole, and what it tells comes back. The node goes by its own configuration; only names and options travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..api import Link
+from ..cancellation import CancellationToken, run_shielded
+from ..config import load_cluster
+from ..errors import DiskhaulError, RefusedError, UnreachableNodeError
+from ..events import Event, OperationFinished
+from ..hook_scripts import HookScriptResult, Phase, run_hooks
+from ..model import Node
+from ..records import RecoverResult
+from ..this_node import this_node
+from .base import Operation, RunContext, ending
+from .recover import RecoverOperation
+
+R = TypeVar("R")
+_PARALLEL_NODES = 16
+
+
+def run_where_it_belongs(kind: type[Operation[R]], context: RunContext, *arguments: Any, **options: Any) -> R:
+    """Run ``kind(context, *arguments, **options)`` on the node it belongs to.
+
+    Raises:
+        UnreachableNodeError: that node does not answer, or is gone in the middle: then nobody can say what became of the run,
+            until the node is back and recovers.
+        DiskhaulError: what the operation raises.
+    """
+    home = _home(kind(context, *arguments, **options))
+    if home is None:
+        return kind(context, *arguments, **options).run()
+    engine, told = context.host.engine(), _Told(context)
+
+    def run_there() -> R:
+        try:
+            if context.plugins:
+                raise RefusedError(f"plugins given in a call do not reach node {home.name}: install them there (entry points)")
+            if home.offline:
+                raise UnreachableNodeError(home.name, f"node {home.name} is marked offline in the configuration")
+            answer: R = engine.run_linked(home, run_here, kind, arguments, options, on_message=told.pass_on, token=context.token)
+            return answer
+        except BaseException as error:
+            if not told.ending:
+                context.feedback.emit(ending(kind.name, error=error, result=None))
+            raise
+
+    try:
+        return run_shielded(run_there, context.token)
+    finally:
+        context.feedback.close()
+
+
+def _home(operation: Operation[Any]) -> Node | None:
+    """The node that `operation` is to be sent to, or None where it is run here, if only to be refused."""
+    engine = operation.host.engine()
+    if not engine.distributed:
+        return None
+    try:
+        operation.check_arguments()
+        operation.expand_names()
+    except DiskhaulError:
+        return None  # it says so itself, to all who listen
+    home = operation.home()
+    return None if home is None or engine.here(home) else home
+
+
+class _Told:
+    """Hands on what a run tells from its node, and knows whether it has told its end."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self.ending = False
+
+    def pass_on(self, event: Event) -> None:
+        self.ending = self.ending or isinstance(event, OperationFinished)
+        self._context.feedback.emit(event)
+
+
+def run_here(link: Link, kind: type[Operation[R]], arguments: Sequence[Any], options: dict[str, Any]) -> R:
+    """What a node does when it is asked to run an operation."""
+    context = RunContext(load_cluster(_own_configuration()), on_event=link.send, token=link.token)
+    return kind(context, *arguments, **options).run()
+
+
+def _own_configuration() -> Path:
+    node = this_node()
+    if node is None:
+        raise RefusedError("this process is no node: start it with 'diskhaul node serve'")
+    return node.config
+
+
+# --- hook scripts -----------------------------------------------------------------------------------------------------
+
+
+def run_hooks_at(
+    context: RunContext, nodes: Sequence[str], phase: Phase, operation: str, *, timeout_s: float, **arguments: Any
+) -> list[HookScriptResult]:
+    """Run the scripts of one phase on each of `nodes`, as `hook_scripts.run_hooks` does here.
+
+    Raises:
+        UnreachableNodeError: a node does not answer; only before the operation, later it is among the results.
+        HookScriptError, InterruptedRunError: as `run_hooks`.
+    """
+    engine, known = context.host.engine(), context.host.inventory().nodes()
+    results: list[HookScriptResult] = []
+    for name in dict.fromkeys(nodes):
+        if name not in known:
+            raise RefusedError(f"hook scripts are to run on node {name!r}, which is unknown: correct cluster.master")
+        try:
+            results += engine.run_linked(
+                known[name],
+                _hooks_here,
+                name,
+                phase,
+                operation,
+                timeout_s,
+                arguments,
+                on_message=_ignore,
+                token=context.token if phase == "pre" else CancellationToken(),
+                brief=True,
+            )
+        except UnreachableNodeError as error:
+            if phase == "pre":
+                raise
+            results.append(HookScriptResult(script=Path(f"{operation}-{phase}.d"), node=name, phase=phase, problem=str(error)))
+    return results
+
+
+def _ignore(message: object) -> None:
+    pass
+
+
+def _hooks_here(
+    link: Link, name: str, phase: Phase, operation: str, timeout_s: float, arguments: dict[str, Any]
+) -> list[HookScriptResult]:
+    hook_dir = load_cluster(_own_configuration()).hook_dir
+    if hook_dir is None:
+        return []
+    # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
+    cancelled: Callable[[], bool] = lambda: phase == "pre" and link.token.cancelled  # noqa: E731  # a name for one argument
+    return list(run_hooks(hook_dir, phase, operation, nodes=[name], timeout_s=timeout_s, cancelled=cancelled, **arguments))
+
+
+# --- recovery ---------------------------------------------------------------------------------------------------------
+
+
+def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s: float) -> RecoverResult:
+    """Have every node recover what runs on it have left; here too. A node that does not answer is among what is incomplete."""
+    engine, emit = context.host.engine(), context.feedback.emit
+    here = RecoverOperation(context, instance, lock_timeout_s)
+    if not engine.distributed or this_node() is not None:
+        return here.run()
+    nodes = [node for node in context.host.inventory().nodes().values() if not node.offline]
+
+    def at(node: Node) -> RecoverResult:
+        try:
+            recovered: RecoverResult = engine.run_linked(
+                node, run_here, RecoverOperation, (instance, lock_timeout_s), {}, on_message=emit, token=context.token, brief=True
+            )
+            return recovered
+        except (UnreachableNodeError, RefusedError) as error:
+            return RecoverResult(incomplete=(f"node {node.name}: {error}",))
+
+    def everywhere() -> RecoverResult:
+        with ThreadPoolExecutor(_PARALLEL_NODES) as pool:
+            found = list(pool.map(at, nodes))
+        return RecoverResult(
+            done=tuple(line for result in found for line in result.done),
+            incomplete=tuple(line for result in found for line in result.incomplete),
+        )
+
+    try:
+        return run_shielded(everywhere, context.token)
+    finally:
+        context.feedback.close()

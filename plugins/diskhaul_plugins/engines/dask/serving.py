@@ -1,0 +1,113 @@
+"""The worker that a node runs, and the scheduler that the cluster has one of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from diskhaul.cancellation import CancellationToken
+from diskhaul.model import Node
+
+from . import tasks
+from .engine import disconnect, resource
+from .settings import DaskSettings
+
+BRIEF_PLACES = 8
+"""How many brief functions a node runs at once, besides its operations."""
+_STOP_S = 60.0
+_POLL_S = 0.2
+_PAUSES_S = (0.5, 1.0, 2.0, 5.0)
+
+CONFIGURATION = {
+    "distributed.scheduler.allowed-failures": 0,  # what a dead worker was doing is not begun again by itself
+    "distributed.scheduler.worker-ttl": "30s",
+    "distributed.scheduler.work-stealing": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.admin.tick.limit": "30s",
+}
+"""Dask's own settings, as this engine needs them."""
+
+
+def serve(settings: DaskSettings, node: Node, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
+    """Be the worker of `node` until `token` is cancelled; a scheduler that is not there is waited for."""
+    _run(_work(settings, node, token, tell))
+    tell(f"node {node.name}: stopping")
+    if not tasks.RUNNING.cancel_all("the node is being stopped", wait_s=_STOP_S):
+        tell(f"node {node.name}: something still runs after {_STOP_S:.0f} s, and is left to recover")
+    disconnect()
+
+
+def serve_scheduler(settings: DaskSettings, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
+    """Be the cluster's scheduler until `token` is cancelled."""
+    _run(_schedule(settings, token, tell))
+
+
+def _run(work: Awaitable[None]) -> None:
+    import dask
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    with dask.config.set(CONFIGURATION):
+        asyncio.run(_awaited(work))
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _work(settings: DaskSettings, node: Node, token: CancellationToken, tell: Callable[[str], object]) -> None:
+    from distributed import Worker
+
+    tried = 0
+    places: dict[str, float] = {resource(node.name): settings.slots, resource(node.name, brief=True): BRIEF_PLACES}
+    with tempfile.TemporaryDirectory(prefix="diskhaul-node-") as scratch:
+        while not token.cancelled:
+            try:
+                async with Worker(
+                    settings.scheduler,
+                    nthreads=settings.slots + BRIEF_PLACES,
+                    resources=places,
+                    security=settings.security(),
+                    memory_limit=0,
+                    local_directory=scratch,
+                    dashboard=False,
+                    host=node.options.get("dask_host"),
+                    death_timeout=10,
+                ) as worker:
+                    tried = 0
+                    tell(f"node {node.name}: at work, for the scheduler {settings.scheduler}")
+                    await _until(token, worker.finished())
+            except Exception as error:  # whatever it is, the node goes on trying
+                tell(f"node {node.name}: no scheduler at {settings.scheduler}: {type(error).__name__}: {error}")
+            if not token.cancelled:
+                tell(f"node {node.name}: without scheduler; trying again")
+                await _until(token, asyncio.sleep(_PAUSES_S[min(tried, len(_PAUSES_S) - 1)]))
+                tried += 1
+
+
+async def _schedule(settings: DaskSettings, token: CancellationToken, tell: Callable[[str], object]) -> None:
+    from distributed import Scheduler
+
+    protocol, _, rest = settings.scheduler.partition("://")
+    host, _, port = rest.rpartition(":")
+    async with Scheduler(
+        protocol=f"{protocol}://", host=host.strip("[]"), port=int(port), security=settings.security(), dashboard=False
+    ) as scheduler:
+        tell(f"scheduler: listening at {scheduler.address}")
+        await _until(token, scheduler.finished())
+
+
+async def _until(token: CancellationToken, other: Awaitable[Any]) -> None:
+    """Wait for `other`, or for the token to be cancelled."""
+    waiting = asyncio.ensure_future(other)
+    while not token.cancelled and not waiting.done():
+        await asyncio.wait([waiting], timeout=_POLL_S)
+    if not waiting.done():
+        waiting.cancel()
