@@ -856,15 +856,18 @@ class Engine(Protocol):
         return self.run(node, function, _DirectLink(token, on_message), *arguments)
 
 
-@dataclass(frozen=True, slots=True)
 class _DirectLink(Link):
     """Of a function that is called in this process."""
 
-    token: CancellationToken
-    on_message: Callable[[Any], object]
+    def __init__(self, token: CancellationToken, on_message: Callable[[Any], object]) -> None:
+        self._token, self._on_message = token, on_message
+
+    @property
+    def token(self) -> CancellationToken:
+        return self._token
 
     def send(self, message: object, /) -> None:
-        self.on_message(message)
+        self._on_message(message)
 
 
 class ServesNodes(Protocol):

@@ -73,7 +73,9 @@ class DaskEngine(Engine):
         if self.here(node):
             return super().run_linked(node, function, *arguments, on_message=on_message, token=token, brief=brief)
         try:
-            payload = pickle.dumps((function, arguments))
+            import cloudpickle
+
+            payload: bytes = cloudpickle.dumps((function, arguments))
         except Exception as error:
             raise RefusedError(f"node {node.name}: what it is to do cannot be sent there: {error}") from error
         call = _Call(connection(self._settings), self._settings, node, token, on_message)

@@ -18,13 +18,17 @@ from .settings import DaskSettings
 BRIEF_PLACES = 8
 """How many brief functions a node runs at once, besides its operations."""
 _STOP_S = 60.0
+_ANSWERS_S = 0.5  # for the last answers to leave
 _POLL_S = 0.2
+_NOBODYS_PORT = "127.0.0.1:0"
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 
 CONFIGURATION = {
     "distributed.scheduler.allowed-failures": 0,  # what a dead worker was doing is not begun again by itself
     "distributed.scheduler.worker-ttl": "30s",
     "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.http.routes": [],  # what Dask shows over HTTP is for anybody who asks
+    "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -38,11 +42,10 @@ CONFIGURATION = {
 
 def serve(settings: DaskSettings, node: Node, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
     """Be the worker of `node` until `token` is cancelled; a scheduler that is not there is waited for."""
-    _run(_work(settings, node, token, tell))
-    tell(f"node {node.name}: stopping")
-    if not tasks.RUNNING.cancel_all("the node is being stopped", wait_s=_STOP_S):
-        tell(f"node {node.name}: something still runs after {_STOP_S:.0f} s, and is left to recover")
-    disconnect()
+    try:
+        _run(_work(settings, node, token, tell))
+    finally:
+        disconnect()
 
 
 def serve_scheduler(settings: DaskSettings, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
@@ -78,12 +81,15 @@ async def _work(settings: DaskSettings, node: Node, token: CancellationToken, te
                     memory_limit=0,
                     local_directory=scratch,
                     dashboard=False,
+                    dashboard_address=_NOBODYS_PORT,
                     host=node.options.get("dask_host"),
                     death_timeout=10,
                 ) as worker:
                     tried = 0
                     tell(f"node {node.name}: at work, for the scheduler {settings.scheduler}")
                     await _until(token, worker.finished())
+                    if token.cancelled:
+                        await _stop_running(node, tell)  # while answers can still be sent
             except Exception as error:  # whatever it is, the node goes on trying
                 tell(f"node {node.name}: no scheduler at {settings.scheduler}: {type(error).__name__}: {error}")
             if not token.cancelled:
@@ -92,13 +98,27 @@ async def _work(settings: DaskSettings, node: Node, token: CancellationToken, te
                 tried += 1
 
 
+async def _stop_running(node: Node, tell: Callable[[str], object]) -> None:
+    tell(f"node {node.name}: stopping")
+    loop = asyncio.get_running_loop()
+    ended = await loop.run_in_executor(None, lambda: tasks.RUNNING.cancel_all("the node is being stopped", wait_s=_STOP_S))
+    if not ended:
+        tell(f"node {node.name}: something still runs after {_STOP_S:.0f} s, and is left to 'diskhaul recover'")
+    await asyncio.sleep(_ANSWERS_S)
+
+
 async def _schedule(settings: DaskSettings, token: CancellationToken, tell: Callable[[str], object]) -> None:
     from distributed import Scheduler
 
     protocol, _, rest = settings.scheduler.partition("://")
     host, _, port = rest.rpartition(":")
     async with Scheduler(
-        protocol=f"{protocol}://", host=host.strip("[]"), port=int(port), security=settings.security(), dashboard=False
+        protocol=f"{protocol}://",
+        host=host.strip("[]"),
+        port=int(port),
+        security=settings.security(),
+        dashboard=False,
+        dashboard_address=_NOBODYS_PORT,
     ) as scheduler:
         tell(f"scheduler: listening at {scheduler.address}")
         await _until(token, scheduler.finished())

@@ -67,9 +67,7 @@ def settings_from(context: BackendContext) -> DaskSettings:
     scheduler = options.get("scheduler")
     encrypted = not (isinstance(scheduler, str) and scheduler.startswith("tcp://"))
     if not isinstance(scheduler, str) or not _ADDRESS.match(scheduler):
-        problems.append(
-            f"backend_options.dask.scheduler: {scheduler!r} is no address: tls://HOST:PORT of 'diskhaul node scheduler'"
-        )
+        problems.append(f"backend_options.dask.scheduler: {scheduler!r} is no address; it is tls://HOST:PORT")
     elif not encrypted and options.get("allow_plaintext") is not True:
         problems.append(
             f"backend_options.dask.scheduler: {scheduler} is not encrypted, so that whoever reaches it rules all nodes: "
