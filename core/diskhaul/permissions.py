@@ -57,18 +57,3 @@ def stranger_problems(path: Path | str, found: os.stat_result, *, group_may_writ
             bits = "go"
         problems.append(f"{path} can be written by {whom}; run: chmod {bits}-w {path}")
     return problems
-
-
-def secret_problems(path: Path | str) -> list[str]:
-    """Say, one line each, who besides root and us can read what lies at `path`: another owner, its group, every user.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    found = os.stat(path)
-    problems = []
-    if found.st_uid not in (0, os.geteuid()):
-        problems.append(f"{path} belongs to uid {found.st_uid}; run: chown root {path}")
-    if found.st_mode & 0o077:
-        problems.append(f"{path} can be read by others; run: chmod 600 {path}, and have a new one made if they may have read it")
-    return problems

@@ -30,6 +30,7 @@ PUBLIC = {
         "permissions",
         "cancellation",
         "this_node",
+        "certificates",
     )
 } | {"diskhaul.formats.export_id"}
 

@@ -284,5 +284,5 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     for name in ("ca", "cert", "key"):
         (tmp_path / name).touch(0o644)
     options = {"scheduler": "tls://alpha:8786", **{name: str(tmp_path / name) for name in ("ca", "cert", "key")}}
-    with pytest.raises(RefusedError, match=r"key: .*can be read by others; run: chmod 600"):
+    with pytest.raises(RefusedError, match=r"key: .*others can read it .*; run: chmod 600"):
         DaskEngine(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))

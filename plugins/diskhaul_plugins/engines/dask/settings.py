@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diskhaul.api import BackendContext
+from diskhaul.certificates import key_problem
 from diskhaul.errors import RefusedError
-from diskhaul.permissions import secret_problems
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -102,7 +102,7 @@ def _files(context: BackendContext, options: Mapping[str, Any], problems: list[s
         path = (context.directory or Path()) / value
         if not os.access(path, os.R_OK):
             problems.append(f"backend_options.dask.{name}: {path} cannot be read")
-        elif name == "key":
-            problems += [f"backend_options.dask.key: {problem}" for problem in secret_problems(path)]
+        elif name == "key" and (problem := key_problem(path)):
+            problems.append(f"backend_options.dask.key: {problem}")
         found[name] = path
     return found
