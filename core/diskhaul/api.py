@@ -795,8 +795,8 @@ class Transfer(Protocol):
         """An export by its place rather than by node and id, for ``diskhaul import DIRECTORY``."""
         raise StorageError("this transfer cannot open exports by path", path=path)
 
-    def receiver(self, node: Node, inventory: Inventory, /) -> Receiver:
-        """What `node`, which is this machine, runs so that other nodes can reach its store (``diskhaul node serve``).
+    def receiver(self, node: Node, inventory: Inventory, /) -> Receiver | None:
+        """What `node`, which is this machine, runs so that others can reach its store (``diskhaul node serve``), if anything.
 
         Args:
             inventory: who the nodes and the instances are, asked anew each time.
@@ -805,7 +805,7 @@ class Transfer(Protocol):
             ConfigurationError: it is not configured, or not rightly.
             StorageError: it cannot listen.
         """
-        raise ConfigurationError(f"node {node.name}: the configured transfer needs no receiver")
+        return None
 
 
 # --- clean-up, engines, inventories -----------------------------------------------------------------------------------
@@ -884,6 +884,22 @@ class Engine(Protocol):
         token.raise_if_cancelled()
         return self.run(node, function, _DirectLink(token, on_message), *arguments)
 
+    def serve(self, node: Node, /, *, token: CancellationToken, tell: Callable[[str], object]) -> object:
+        """Work for `node` in this process until `token` is cancelled; then cancel what is going on, wait for it, and return.
+
+        For engines that are `distributed`. `tell` is called with lines about what happens (at work, a connection lost), for the
+        node's administrator. What can pass by itself is waited for, not raised.
+        """
+        raise ConfigurationError(f"node {node.name}: the configured engine needs no process on nodes")
+
+    def coordinate(self, *, token: CancellationToken, tell: Callable[[str], object]) -> object:
+        """Be what the cluster has one of, between those who ask and the nodes, until `token` is cancelled; `tell` as in `serve`.
+
+        Raises:
+            OperationFailedError: it cannot listen.
+        """
+        raise ConfigurationError("the configured engine needs no scheduler")
+
 
 class _DirectLink(Link):
     """Of a function that is called in this process."""
@@ -897,21 +913,6 @@ class _DirectLink(Link):
 
     def send(self, message: object, /) -> None:
         self._on_message(message)
-
-
-class ServesNodes(Protocol):
-    """An engine or a transfer that needs a process on each node: what ``diskhaul node serve`` runs there."""
-
-    def serve(self, node: Node, /, *, token: CancellationToken, tell: Callable[[str], object]) -> object:
-        """Work for `node` in this process until `token` is cancelled; then finish or stop cleanly what is going on, and return.
-
-        `tell` is called with lines about what happens (ready, a connection lost), in words for the node's administrator. What
-        can pass by itself is waited for, not raised.
-
-        Raises:
-            RefusedError: it cannot work at all: wrong options, no certificate.
-        """
-        ...
 
 
 class Inventory(Protocol):

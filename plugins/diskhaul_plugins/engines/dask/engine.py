@@ -90,6 +90,11 @@ class DaskEngine(Engine):
 
         serve(self._settings, node, token=token, tell=tell)
 
+    def coordinate(self, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
+        from .serving import serve_scheduler
+
+        serve_scheduler(self._settings, token=token, tell=tell)
+
 
 def _ignore(message: object) -> None:
     pass

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from diskhaul.cancellation import CancellationToken
+from diskhaul.errors import OperationFailedError
 from diskhaul.model import Node
 
 from . import tasks
@@ -49,8 +50,15 @@ def serve(settings: DaskSettings, node: Node, *, token: CancellationToken, tell:
 
 
 def serve_scheduler(settings: DaskSettings, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
-    """Be the cluster's scheduler until `token` is cancelled."""
-    _run(_schedule(settings, token, tell))
+    """Be the cluster's scheduler until `token` is cancelled.
+
+    Raises:
+        OperationFailedError: it cannot listen.
+    """
+    try:
+        _run(_schedule(settings, token, tell))
+    except (OSError, ValueError) as error:
+        raise OperationFailedError(f"the scheduler cannot listen at {settings.scheduler}: {error}") from error
 
 
 def _run(work: Awaitable[None]) -> None:
