@@ -52,6 +52,8 @@ class DaskEngine(Engine):
         return here is not None and here.name == node.name
 
     def run(self, node: Node, function: Callable[..., T], /, *arguments: Any) -> T:
+        if self.here(node):
+            return function(*arguments)
         answer: T = self.run_linked(
             node, tasks.without_link, function, *arguments, on_message=_ignore, token=CancellationToken(), brief=True
         )

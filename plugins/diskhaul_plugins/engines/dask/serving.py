@@ -19,6 +19,7 @@ from .settings import DaskSettings
 BRIEF_PLACES = 8
 """How many brief functions a node runs at once, besides its operations."""
 _STOP_S = 60.0
+_LEAST_SILENCE_S = 5.0  # workers are heard of every half second or so, unless they are busy
 _ANSWERS_S = 0.5  # for the last answers to leave
 _POLL_S = 0.2
 _NOBODYS_PORT = "127.0.0.1:0"
@@ -26,7 +27,6 @@ _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 
 CONFIGURATION = {
     "distributed.scheduler.allowed-failures": 0,  # what a dead worker was doing is not begun again by itself
-    "distributed.scheduler.worker-ttl": "30s",
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.http.routes": [],  # what Dask shows over HTTP is for anybody who asks
     "distributed.worker.http.routes": [],
@@ -44,7 +44,7 @@ CONFIGURATION = {
 def serve(settings: DaskSettings, node: Node, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
     """Be the worker of `node` until `token` is cancelled; a scheduler that is not there is waited for."""
     try:
-        _run(_work(settings, node, token, tell))
+        _run(_work(settings, node, token, tell), settings)
     finally:
         disconnect()
 
@@ -56,16 +56,17 @@ def serve_scheduler(settings: DaskSettings, *, token: CancellationToken, tell: C
         OperationFailedError: it cannot listen.
     """
     try:
-        _run(_schedule(settings, token, tell))
+        _run(_schedule(settings, token, tell), settings)
     except (OSError, ValueError) as error:
         raise OperationFailedError(f"the scheduler cannot listen at {settings.scheduler}: {error}") from error
 
 
-def _run(work: Awaitable[None]) -> None:
+def _run(work: Awaitable[None], settings: DaskSettings) -> None:
     import dask
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    with dask.config.set(CONFIGURATION):
+    silence = {"distributed.scheduler.worker-ttl": f"{max(settings.node_timeout_s, _LEAST_SILENCE_S)} s"}
+    with dask.config.set(CONFIGURATION | silence):
         asyncio.run(_awaited(work))
 
 

@@ -29,7 +29,7 @@ class DaskSettings:
     Attributes:
         scheduler: ``tls://HOST:PORT``.
         ca, cert, key: PEM files; None only where plaintext is allowed.
-        node_timeout_s: how long a node may be missing before it counts as unreachable, seconds.
+        node_timeout_s: how long a node may be silent, and then missing, before it counts as unreachable, seconds.
         slots: how many operations a node runs at once.
     """
 

@@ -1,0 +1,299 @@
+"""A cluster whose nodes are network namespaces with Dask workers: exports run on the node the guest lives on, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import diskhaul
+
+from .test_interrupted_programs import INSTANCE
+
+if TYPE_CHECKING:
+    from .conftest import Lab
+
+LONG_S = 90.0
+SERVED = ("alpha", "beta", "gamma")
+SLOW = ("--bwlimit", "1M", "--chunk-size", "256K", "--compress", "none")
+"""For exports that are to be met in the middle."""
+
+
+class Nodes:
+    """Namespaces on a bridge, the scheduler in that of alpha, and in each what ``diskhaul node serve`` runs."""
+
+    def __init__(self, lab: Lab, stack: ExitStack) -> None:
+        self.lab, self._stack = lab, stack
+        self.tag = f"dh{os.getpid() % 10000}"
+        self.subnet = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
+        self.lines: dict[str, list[str]] = {}
+        self._ip(f"link add {self.tag} type bridge")
+        stack.callback(self._ip, f"link del {self.tag}")
+        self._ip(f"addr add {self.subnet}.254/24 dev {self.tag}")
+        self._ip(f"link set {self.tag} up")
+        for number, name in enumerate(SERVED, 1):
+            space = self.space(name)
+            self._ip(f"netns add {space}")
+            stack.callback(self._ip, f"netns del {space}")
+            self._ip(f"link add {self.tag}{name[0]} type veth peer name eth0 netns {space}")
+            self._ip(f"link set {self.tag}{name[0]} master {self.tag} up")
+            self._ip(f"-n {space} addr add {self.subnet}.{number}/24 dev eth0")
+            self._ip(f"-n {space} link set eth0 up")
+            self._ip(f"-n {space} link set lo up")
+        lab.settings["backends"] = {"engine": "dask"}
+        lab.settings["backend_options"] = {
+            "dask": {
+                "scheduler": f"tcp://{self.subnet}.1:8786",
+                "allow_plaintext": True,
+                "shared_state_dir": True,
+                "node_timeout_s": 3,
+            }
+        }
+        document = lab.document()
+        document["backends"] = lab.settings["backends"]
+        document["backend_options"] = lab.settings["backend_options"]
+        document["cluster"]["hook_dir"] = str(self._hooks())
+        document["defaults"] = {"lock_timeout_s": 5.0}
+        self.config = lab.write_config(document)
+
+    def _hooks(self) -> Path:
+        """A script for both phases that notes the node's name and the namespace it runs in."""
+        for phase in ("pre", "post"):
+            folder = self.lab.path / "hooks" / f"instance-export-{phase}.d"
+            folder.mkdir(parents=True, mode=0o755)
+            script = folder / "10-note"
+            note = f'"{phase} $DISKHAUL_NODE $DISKHAUL_INSTANCE_NAME $(readlink /proc/self/ns/net)"'
+            script.write_text(f"#!/bin/sh\necho {note} >> {self.lab.path}/hooks/notes\n")
+            script.chmod(0o755)
+        return self.lab.path / "hooks"
+
+    def space(self, name: str) -> str:
+        return f"{self.tag}-{name}"
+
+    def network_of(self, name: str) -> str:
+        """What ``/proc/PID/ns/net`` of a process of that node leads to."""
+        found = subprocess.run(
+            ["ip", "netns", "exec", self.space(name), "readlink", "/proc/self/ns/net"], capture_output=True, text=True, check=True
+        )
+        return found.stdout.strip()
+
+    def _ip(self, arguments: str) -> None:
+        subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Run ``diskhaul node ...`` in a namespace; returns once it says that it works."""
+        command = ["ip", "netns", "exec", self.space(name), *self.lab.command("node", *arguments, config=self.config)]
+        process = subprocess.Popen(command, env=self.lab.environment(), stderr=subprocess.PIPE, text=True)
+        self._stack.callback(self._end, process)
+        lines = self.lines.setdefault(name, [])
+        ready = threading.Event()
+
+        def read() -> None:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if "at work" in line or "listening" in line:
+                    ready.set()
+            ready.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        assert ready.wait(LONG_S)
+        assert process.poll() is None, lines
+        return process
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(LONG_S)
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+
+    def serve(self, name: str) -> subprocess.Popen[str]:
+        return self.start(name, "serve", "--node", name)
+
+    def client(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run ``diskhaul`` where no node is."""
+        command = self.lab.command("--json", *arguments, config=self.config)
+        return subprocess.Popen(command, env=self.lab.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        process = self.client(*arguments)
+        output, complaint = process.communicate(timeout=LONG_S)
+        assert output, complaint
+        return process.returncode, json.loads(output)
+
+    def begin_slow_export(self) -> subprocess.Popen[str]:
+        """Begin an export, and return when its disk is being sent."""
+        events = self.lab.path / "events"
+        events.unlink(missing_ok=True)
+        process = self.client("--events", str(events), "export", INSTANCE, "--node", "beta", *SLOW)
+        until = time.monotonic() + LONG_S
+        while not events.exists() or '"disk-progress"' not in events.read_text():
+            assert time.monotonic() < until, events.read_text() if events.exists() else "no events"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        return process
+
+
+@pytest.fixture
+def nodes(lab: Lab, requires: Callable[..., None]) -> Iterator[Nodes]:
+    requires("ip", root=True)
+    lab.add_guest()
+    with ExitStack() as stack:
+        yield Nodes(lab, stack)
+
+
+@pytest.fixture
+def served(nodes: Nodes) -> dict[str, subprocess.Popen[str]]:
+    return {"scheduler": nodes.start("alpha", "scheduler"), **{name: nodes.serve(name) for name in SERVED}}
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
+    output, complaint = process.communicate(timeout=LONG_S)
+    assert output, complaint
+    return process.returncode, json.loads(output)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+# What is checked with the local engine: the lab's own cluster has every node on this machine.
+
+
+def listed(nodes: Nodes) -> list[tuple[str, str]]:
+    found = diskhaul.list_exports(config=nodes.lab.cluster(backends={}), instance=INSTANCE)
+    assert [record.problem for record in found.exports if record.problem] == []
+    return [(record.node, record.export_id) for record in found.exports]
+
+
+def test_an_export_runs_on_the_node_of_its_guest_and_hooks_on_theirs(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
+    code, first = nodes.run("export", INSTANCE, "--node", "gamma")
+    assert code == 0, json.dumps(first)
+    code, second = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 0, json.dumps(second)
+
+    # The guest was started again by a process of alpha's, and so lives in alpha's network.
+    guest = nodes.lab.guests[INSTANCE]
+    assert guest.running
+    assert os.readlink(f"/proc/{guest.pid}/ns/net") == nodes.network_of("alpha")
+    # Scripts ran on master and source (both alpha) and on the target, in both phases, each on its own node.
+    notes = (nodes.lab.path / "hooks" / "notes").read_text().splitlines()
+    expected = [(phase, name) for phase in ("pre", "post") for name in ("alpha", "beta")]
+    assert notes[4:] == [f"{phase} {name} {INSTANCE} {nodes.network_of(name)}" for phase, name in expected]
+    # The export on gamma was superseded.
+    assert listed(nodes) == [("beta", second["export"]["export_id"])]
+    code, checked = nodes.run("verify", INSTANCE)
+    assert code == 0, checked
+
+
+def test_the_export_is_the_same_as_with_the_local_engine(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    guest = nodes.lab.guests[INSTANCE]
+    subprocess.run([str(guest.program), "stop"], check=True)
+    code, far = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 0, far
+    near = diskhaul.export(INSTANCE, node="gamma", config=nodes.lab.cluster(backends={"cleanup": "none"}))
+    assert near.export is not None
+    for name in ("disk-0.raw.zst", "disk-0.chunks"):
+        assert Path(far["export"]["path"], name).read_bytes() == Path(near.export.path, name).read_bytes()
+
+
+def test_ctrl_c_at_the_client_stops_the_export_on_its_node(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    client = nodes.begin_slow_export()
+    client.send_signal(signal.SIGINT)
+    code, document = ended(client)
+    assert code == 130, json.dumps(document)
+    assert listed(nodes) == []
+    assert nodes.lab.guests[INSTANCE].running
+
+
+def test_a_refusal_of_the_node_comes_back_whole(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    nodes.lab.guests[INSTANCE].disturb("status", "fail", times=5)
+    code, document = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 2
+    assert INSTANCE in document["error"]["problems"][0]
+
+
+def test_a_client_that_is_killed_does_not_harm_the_export(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    client = nodes.begin_slow_export()
+    client.kill()
+    client.communicate()
+    wait_until(lambda: len(listed(nodes)) == 1)
+    assert nodes.lab.guests[INSTANCE].running
+
+
+def test_a_node_that_dies_fails_its_export_and_recovers_when_it_is_back(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
+    client = nodes.begin_slow_export()
+    served["alpha"].kill()
+    code, document = ended(client)
+    assert code == 3, json.dumps(document)
+    assert "node alpha does not answer" in document["error"]["message"]
+    assert listed(nodes) == []
+
+    nodes.serve("alpha")
+    assert any("recovery:" in line for line in nodes.lines["alpha"])
+    assert nodes.lab.guests[INSTANCE].running
+    assert list(nodes.lab.export_dir("beta").glob("*/.*.partial")) == []
+    code, document = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 0, json.dumps(document)
+
+
+def test_a_node_that_is_gone_for_good_is_unreachable(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    served["alpha"].kill()
+    code, document = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 3, json.dumps(document)
+    assert "node alpha does not answer" in document["error"]["message"]
+
+
+def test_a_scheduler_that_dies_leaves_the_export_to_its_node(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+    client = nodes.begin_slow_export()
+    served["scheduler"].kill()
+    code, document = ended(client)
+    assert code == 3, json.dumps(document)
+    wait_until(lambda: len(listed(nodes)) == 1)  # nobody heard of it, and it is whole
+    assert nodes.lab.guests[INSTANCE].running
+    nodes.start("alpha", "scheduler")
+    code, document = nodes.run("export", INSTANCE, "--node", "gamma")
+    assert code == 0, json.dumps(document)
+
+
+def test_a_node_that_is_frozen_is_given_up_and_harms_nothing_when_it_comes_back(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
+    client = nodes.begin_slow_export()
+    served["alpha"].send_signal(signal.SIGSTOP)
+    code, document = ended(client)
+    assert code == 3, json.dumps(document)
+    assert listed(nodes) == []
+    # Another worker for the same node: it waits for the lock that the frozen one holds, and touches nothing.
+    nodes.serve("alpha")
+    assert not any("recovery: undone" in line for line in nodes.lines["alpha"])
+    code, document = nodes.run("export", INSTANCE, "--node", "gamma")
+    assert code == 5, json.dumps(document)
+
+    served["alpha"].send_signal(signal.SIGCONT)
+    wait_until(lambda: len(listed(nodes)) == 1)  # it goes on with what it was doing
+    assert nodes.lab.guests[INSTANCE].running
+    code, document = nodes.run("export", INSTANCE, "--node", "gamma")
+    assert code == 0, json.dumps(document)
+    assert listed(nodes) == [("gamma", document["export"]["export_id"])]
