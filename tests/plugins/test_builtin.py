@@ -36,7 +36,7 @@ def test_every_stage_that_comes_with_backends_has_them() -> None:
         "diskhaul_zerofills": ["skip", "ext", "swap", "partclone", "fill", "trim"],
         "diskhaul_transfers": ["directory", "tls"],
         "diskhaul_cleanups": ["others", "keep", "none"],
-        "diskhaul_engines": ["local"],
+        "diskhaul_engines": ["local", "dask"],
     }
 
 
@@ -44,7 +44,8 @@ def test_every_stage_that_comes_with_backends_has_them() -> None:
 def test_each_backend_can_be_made_and_says_whether_it_works(provider: str, spec: Any, tmp_path: Path) -> None:
     assert spec.summary
     assert isinstance(spec.capability(), Capability)
-    options = {"last": 1} if spec.name == "keep" else {}
+    plaintext = {"scheduler": "tcp://localhost:8786", "allow_plaintext": True, "shared_state_dir": True}
+    options: dict[str, Any] = {"keep": {"last": 1}, "dask": plaintext}.get(spec.name, {})
     backend = spec.create(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))
     assert type(backend).__module__.startswith("diskhaul_plugins.")
     assert list(tmp_path.iterdir()) == [], "making a backend changes nothing"
