@@ -15,8 +15,9 @@ from .calls import Caller, Patience
 from .connection import BrokenConnectionError, Connection, failure
 from .settings import MIB
 from .window import Window
-from .wire import ACKNOWLEDGED_FIELDS, MAX_DATA, Kind, WireError, field, load
+from .wire import ACKNOWLEDGED_FIELDS, Kind, WireError, field, load
 
+_PIECE = 1 << 20  # bytes in a frame: what the CPU's own caches hold while it is digested and encrypted
 _SMALL = 64 << 10  # parts below this are put together, up to this
 
 
@@ -31,7 +32,7 @@ class TlsFile(StoreFile):
         self._window = Window(name, magic, caller.dialler.settings.window_mib * MIB)
         self._sender = _Sender(caller, credentials, name, magic, self._window)
         self._end = 0
-        self._piece = min(MAX_DATA, caller.dialler.settings.window_mib * MIB // 4)
+        self._piece = min(_PIECE, caller.dialler.settings.window_mib * MIB // 4)
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ class _Sender:
         self._magic = magic
         self._thread: threading.Thread | None = None
         self._streams: set[Connection] = set()
+        self._broken = False  # a stream of this round has: the others end as well
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -145,6 +147,7 @@ class _Sender:
         if self._window.rewind(field(answer, "due", int), finished=field(answer, "finished", bool)):
             patience.progress()
         errors: list[BaseException] = []
+        self._broken = False
         threads = [
             threading.Thread(target=self._guarded, args=(token, patience, errors), daemon=True, name="diskhaul-tls-stream")
             for token in tokens[1:count]
@@ -162,10 +165,11 @@ class _Sender:
             self._stream(token, patience)
         except BaseException as error:
             errors.append(error)
-            self._cut()  # the others would wait for what this one does not send
+            self._cut(broken=True)  # the others would wait for what this one does not send
 
-    def _cut(self) -> None:
+    def _cut(self, *, broken: bool = False) -> None:
         with self._lock:
+            self._broken = self._broken or broken
             for connection in self._streams:
                 connection.cut()
 
@@ -174,6 +178,8 @@ class _Sender:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with self._lock:
+                if self._broken:
+                    raise BrokenConnectionError("another stream of the file broke")
                 self._streams.add(connection)
             _Stream(connection, bell, self._window, self._caller, patience).run()
         finally:
