@@ -1,11 +1,16 @@
-"""A cluster whose nodes are network namespaces with Dask workers: exports run on the node the guest lives on, whatever dies."""
+"""A cluster whose nodes are network namespaces with Dask workers: exports run on the node the guest lives on, whatever dies.
+
+Dask and the transfer speak TLS, with certificates of ``diskhaul certs``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,21 +54,44 @@ class Nodes:
             self._ip(f"-n {space} addr add {self.subnet}.{number}/24 dev eth0")
             self._ip(f"-n {space} link set eth0 up")
             self._ip(f"-n {space} link set lo up")
-        lab.settings["backends"] = {"engine": "dask"}
-        lab.settings["backend_options"] = {
+        self._certificates = self._made_certificates()
+        hooks = self._hooks()
+        self.configs = {name: self._config(name, hooks) for name in SERVED}
+
+    def _made_certificates(self) -> Path:
+        """A directory for each node, with the authority's certificate and its own."""
+        directory = self.lab.path / "certs"
+        for arguments in (["init", "--cluster", "lab"], ["node", *SERVED]):
+            command = [sys.executable, "-m", "diskhaul", "certs", *arguments, "--dir", str(directory)]
+            subprocess.run(command, env=self.lab.environment(), check=True, capture_output=True)
+        for name in SERVED:
+            (directory / name).mkdir(mode=0o700)
+            shutil.copy2(directory / "ca.crt", directory / name)
+            (directory / f"{name}.pem").rename(directory / name / f"{name}.pem")
+        return directory
+
+    def _config(self, name: str, hooks: Path) -> Path:
+        """The cluster's configuration as it lies on node `name`: with that node's certificate."""
+        own = self._certificates / name
+        document = self.lab.document()
+        document["cluster"]["hook_dir"] = str(hooks)
+        document["defaults"] = {"lock_timeout_s": 5.0}
+        document["backends"] = {"engine": "dask", "transfer": "tls"}
+        document["backend_options"] = {
             "dask": {
-                "scheduler": f"tcp://{self.subnet}.1:8786",
-                "allow_plaintext": True,
+                "scheduler": f"tls://{self.subnet}.1:8786",
+                "ca": str(own / "ca.crt"),
+                "cert": str(own / f"{name}.pem"),
+                "key": str(own / f"{name}.pem"),
                 "shared_state_dir": True,
                 "node_timeout_s": 3,
-            }
+            },
+            "tls": {"certificates": str(own)},
         }
-        document = lab.document()
-        document["backends"] = lab.settings["backends"]
-        document["backend_options"] = lab.settings["backend_options"]
-        document["cluster"]["hook_dir"] = str(self._hooks())
-        document["defaults"] = {"lock_timeout_s": 5.0}
-        self.config = lab.write_config(document)
+        for number, other in enumerate(SERVED, 1):
+            document["nodes"][other]["options"] = {"address": f"{self.subnet}.{number}:7420"}
+        del document["nodes"]["delta"]
+        return self.lab.write_config(document).rename(self.lab.path / f"cluster-{name}.toml")
 
     def _hooks(self) -> Path:
         """A script for both phases that notes the node's name and the namespace it runs in."""
@@ -91,7 +119,7 @@ class Nodes:
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Run ``diskhaul node ...`` in a namespace; returns once it says that it works."""
-        command = ["ip", "netns", "exec", self.space(name), *self.lab.command("node", *arguments, config=self.config)]
+        command = ["ip", "netns", "exec", self.space(name), *self.lab.command("node", *arguments, config=self.configs[name])]
         process = subprocess.Popen(command, env=self.lab.environment(), stderr=subprocess.PIPE, text=True)
         self._stack.callback(self._end, process)
         lines = self.lines.setdefault(name, [])
@@ -125,8 +153,9 @@ class Nodes:
         return self.start(name, "serve", "--node", name)
 
     def client(self, *arguments: str) -> subprocess.Popen[str]:
-        """Run ``diskhaul`` where no node is."""
-        command = self.lab.command("--json", *arguments, config=self.config)
+        """Run ``diskhaul`` on the master, beside what serves the node there."""
+        command = ["ip", "netns", "exec", self.space("alpha")]
+        command += self.lab.command("--json", *arguments, config=self.configs["alpha"])
         return subprocess.Popen(command, env=self.lab.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -285,7 +314,9 @@ def test_a_node_that_is_frozen_is_given_up_and_harms_nothing_when_it_comes_back(
     code, document = ended(client)
     assert code == 3, json.dumps(document)
     assert listed(nodes) == []
-    # Another worker for the same node: it waits for the lock that the frozen one holds, and touches nothing.
+    # Another process for the same node: it waits for the lock that the frozen one holds, and touches nothing.
+    second = nodes.configs["alpha"]
+    second.write_text(second.read_text().replace("[nodes.alpha.options]", '[nodes.alpha.options]\nlisten = ":7421"'))
     nodes.serve("alpha")
     assert not any("recovery: undone" in line for line in nodes.lines["alpha"])
     code, document = nodes.run("export", INSTANCE, "--node", "gamma")
