@@ -47,8 +47,8 @@ def test_what_an_action_would_not_look_at_is_refused(diskhaul: Diskhaul) -> None
     assert diskhaul("certs", "mend").code == 2
 
 
-def test_a_node_is_served_only_by_a_transfer_that_has_a_receiver(diskhaul: Diskhaul, lab: Lab) -> None:
+def test_a_node_is_served_only_where_transfer_or_engine_need_it(diskhaul: Diskhaul, lab: Lab) -> None:
     refused = diskhaul("--config", lab.config, "node", "serve", "--node", "beta")
     assert refused.code == 2
-    assert refused.err == "diskhaul: node beta: the configured transfer needs no receiver\n"
+    assert refused.err == "diskhaul: node beta: the configured transfer and engine need nothing to be run on nodes\n"
     assert "'delta' is unknown" in diskhaul("--config", lab.config, "node", "serve", "--node", "delta").err

@@ -51,6 +51,7 @@ def serve_node(context: RunContext, name: str, *, tell: Callable[[str], object])
     engine = host.engine()
     if receiver is None and not engine.distributed:
         raise ConfigurationError(f"node {node.name}: the configured transfer and engine need nothing to be run on nodes")
+    address = receiver.address if receiver is not None else ""
     if context.cluster.source is not None:
         serve_as(ThisNode(name=node.name, config=context.cluster.source))
     with ExitStack() as stack:
@@ -61,7 +62,7 @@ def serve_node(context: RunContext, name: str, *, tell: Callable[[str], object])
             engine.serve(node, token=token, tell=tell)
         while not token.wait(1.0):
             pass
-    return Served(node=node.name, address=receiver.address if receiver is not None else "")
+    return Served(node=node.name, address=address)
 
 
 def _start_receiver(
