@@ -74,9 +74,11 @@ def refused_by_cli(lab: Lab, *arguments: str, config: Path | None = None) -> lis
     return [line.removeprefix("diskhaul: ") for line in lines]
 
 
-def refused_by_library(lab: Lab, instance: str = INSTANCE, node: str = "beta", **more: Any) -> tuple[str, ...]:
+def refused_by_library(
+    lab: Lab, instance: str = INSTANCE, node: str = "beta", *, without: Iterable[Path] = (), **more: Any
+) -> tuple[str, ...]:
     """Call `diskhaul.export`; check that it refused with one line for each problem and touched nothing; return the lines."""
-    untouched = Untouched(lab)
+    untouched = Untouched(lab, without=without)
     with pytest.raises(diskhaul.RefusedError) as refused:
         lab.export(instance, node, **more)
     untouched.check()
@@ -463,7 +465,8 @@ def test_a_target_that_lies_on_the_disk_itself_is_refused(lab: Lab, loop_filesys
     lab.add_guest(running=False)
     lab.instances[INSTANCE] = diskhaul.Instance(name=INSTANCE, node="alpha", disks=[diskhaul.Disk(path=filesystem.image)])
 
-    problems = refused_by_library(lab)
+    # What the image holds is compared through the filesystem; the kernel writes its own records to it when it likes.
+    problems = refused_by_library(lab, without=[filesystem.image])
 
     assert len(problems) == 2
     assert f"is mounted read-write on {filesystem.path}" in problems[0]
