@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
-from .errors import GuestError, StorageError
+from .errors import ConfigurationError, GuestError, StorageError
 from .model import Cluster, Disk, Instance, Node, Options
 from .options import DirectIO, Setting
 
@@ -762,6 +762,23 @@ class ExportStore(Protocol):
         ...
 
 
+class Receiver(Protocol):
+    """What a node runs so that others can reach its exports. Listens from when it is made."""
+
+    @property
+    def address(self) -> str:
+        """Where it can be reached, for people."""
+        ...
+
+    def serve_forever(self) -> object:
+        """Serve until `close`."""
+        ...
+
+    def close(self) -> object:
+        """Let `serve_forever` return; exports that are being received stay as they are. May be called from any thread."""
+        ...
+
+
 class Transfer(Protocol):
     """Reaches the export stores of nodes."""
 
@@ -776,6 +793,18 @@ class Transfer(Protocol):
     def open_path(self, path: str, /) -> ExportReader:
         """An export by its place rather than by node and id, for ``diskhaul import DIRECTORY``."""
         raise StorageError("this transfer cannot open exports by path", path=path)
+
+    def receiver(self, node: Node, inventory: Inventory, /) -> Receiver:
+        """What `node`, which is this machine, runs so that other nodes can reach its store (``diskhaul node serve``).
+
+        Args:
+            inventory: who the nodes and the instances are, asked anew each time.
+
+        Raises:
+            ConfigurationError: it is not configured, or not rightly.
+            StorageError: it cannot listen.
+        """
+        raise ConfigurationError(f"node {node.name}: the configured transfer needs no receiver")
 
 
 # --- clean-up, engines, inventories -----------------------------------------------------------------------------------

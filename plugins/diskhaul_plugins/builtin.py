@@ -165,6 +165,12 @@ def diskhaul_transfers() -> Iterator[TransferSpec]:
         create=_create("transfers.directory", "DirectoryTransfer"),
         capability=_capability("transfers.directory"),
     )
+    yield TransferSpec(
+        name="tls",
+        summary="other nodes' receivers over mutual TLS 1.3",
+        create=_create("transfers.tls.transfer", "TlsTransfer"),
+        capability=_capability("transfers.tls.transfer"),
+    )
 
 
 @hookimpl

@@ -28,6 +28,7 @@ PUBLIC = {
         "processes",
         "mounts",
         "permissions",
+        "certificates",
     )
 } | {"diskhaul.formats.export_id"}
 

@@ -26,6 +26,8 @@ _COMMANDS = {
     "plan": "export",
     "recover": "recover",
     "inspect": "inspection",
+    "certs": "certs",
+    "node": "node",
     "bench": "tuning",
     "tune": "tuning",
     "plugins": "machine",

@@ -69,15 +69,15 @@ def open_root(path: str) -> int:
         raise storage_error("open", path, error) from error
 
 
-def open_regular(directory: int, name: str, place: str) -> tuple[int, int]:
-    """Open a regular file for reading and return its descriptor and size; nothing else is even opened."""
+def open_regular(directory: int, name: str, place: str, *, writable: bool = False) -> tuple[int, int]:
+    """Open a regular file for reading, or both, and return its descriptor and size; nothing else is even opened."""
     try:
         mode = mode_of(directory, name)
         if mode is None:
             raise StorageError(f"{place}: is missing", path=place)
         if not stat.S_ISREG(mode):  # opening a FIFO waits, opening a device may do something
             raise StorageError(f"{place}: is not a regular file", path=place)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         raise storage_error("open", place, error) from error

@@ -21,6 +21,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import diskhaul_native as native
 from diskhaul.api import (
@@ -193,6 +194,26 @@ class DirectoryStore(ExportStore):
         _check_instance_name(instance)
         return self._begin(instance, export_id, attempts=5)
 
+    def resume(self, instance: str, export_id: str, kept: Sequence[KeptFile]) -> DirectoryWriter:
+        """Go on with an export that was begun and then left (`DirectoryWriter.leave`), also by a process that is gone.
+
+        Files in it that are not among `kept` are deleted. The caller knows that nobody else is writing it.
+
+        Raises:
+            StorageError: it is not there, or a file of `kept` is not, or is shorter than it was.
+        """
+        _check_export_id(export_id)
+        _check_instance_name(instance)
+        with self._instance(instance) as directory:
+            if directory is None:
+                raise StorageError(f"{self._place(instance, export_id)}: does not exist", path=self._place(instance))
+            own = os.dup(directory)
+        try:
+            return DirectoryWriter(self._place(instance), own, export_id, lambda: self._drop_if_empty(instance), kept)
+        except BaseException:
+            os.close(own)
+            raise
+
     def _begin(self, instance: str, export_id: str, attempts: int) -> DirectoryWriter:
         with self._root() as root:
             try:
@@ -349,18 +370,18 @@ class DirectoryReader(ExportReader):
 class DirectoryFile(DirectStoreFile, CloneStoreFile):
     """A file of an export that is being written. Thread-safe as `diskhaul.api.DirectStoreFile` says."""
 
-    def __init__(self, name: str, descriptor: int, path: str) -> None:
+    def __init__(self, name: str, descriptor: int, path: str, *, end: int = 0, durable: bool = False) -> None:
         self._name = name
         self._descriptor = descriptor
         self._path = path
-        self._end = 0
+        self._end = end
         self._failure: BaseException | None = None
-        self._durable = False
+        self._durable = durable
         self._lock = threading.Lock()
         self._users = 0
         self._close_late = -1  # closed by the last of those who were in a call when `close` came
         self._direct: DirectWrites | None = None
-        self._writing_back = 0  # up to where the cache has been told to write
+        self._writing_back = end  # up to where the cache has been told to write
 
     @property
     def name(self) -> str:
@@ -522,13 +543,30 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         return storage_error(action, self._path, error, offset)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptFile:
+    """A file of an export that is gone on with: up to where it is good, and whether it had been finished."""
+
+    name: str
+    size: int
+    finished: bool
+
+
 class DirectoryWriter(ExportWriter):
     """An export that is being made in ``.<export id>.partial``. `create` may be called by several threads.
 
-    Holds descriptors of the export's and the instance's directory until `publish` has succeeded or `abort` was called.
+    Holds descriptors of the export's and the instance's directory until `publish` has succeeded or `abort` or `leave` was called.
+    With `kept`, an export that is there already is gone on with.
     """
 
-    def __init__(self, place: str, directory: int, export_id: str, when_aborted: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        place: str,
+        directory: int,
+        export_id: str,
+        when_aborted: Callable[[], object],
+        kept: Sequence[KeptFile] | None = None,
+    ) -> None:
         self._place = place
         self._when_aborted = when_aborted
         self._directory = directory  # closed by this object, once it exists
@@ -538,6 +576,15 @@ class DirectoryWriter(ExportWriter):
         self._lock = threading.Lock()
         self._open = True
         self._visible = self._aborting = False
+        if kept is not None:
+            self._partial = beneath.open_below(directory, partial_name(export_id), self._partial_place)
+            try:
+                self._take_up(kept)
+            except BaseException:
+                self._close_files()
+                os.close(self._partial)
+                raise
+            return
         try:
             if beneath.exists(directory, export_id):
                 raise StorageError(f"{self.location}: exists already", path=self.location)
@@ -557,6 +604,51 @@ class DirectoryWriter(ExportWriter):
     @property
     def location(self) -> str:
         return os.path.join(self._place, self._export_id)
+
+    def _take_up(self, kept: Sequence[KeptFile]) -> None:
+        """Open what is kept, and delete the rest."""
+        for name in beneath.names(self._partial, self._partial_place):
+            if name not in {file.name for file in kept}:
+                try:
+                    beneath.delete_file(self._partial, name)
+                except OSError as error:
+                    raise _removal_error(self._partial_place, error) from error
+        for file in kept:
+            path = os.path.join(self._partial_place, file.name)
+            descriptor, size = beneath.open_regular(self._partial, file.name, path, writable=not file.finished)
+            try:
+                if size < file.size:
+                    raise StorageError(f"{path}: has {size} bytes, and had {file.size}", path=path)
+                if not file.finished:
+                    os.ftruncate(descriptor, file.size)
+            except OSError as error:
+                os.close(descriptor)
+                raise storage_error("go on with", path, error) from error
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if file.finished:
+                os.close(descriptor)
+                descriptor = -1
+            self._files[file.name] = DirectoryFile(file.name, descriptor, path, end=file.size, durable=file.finished)
+
+    def file(self, name: str) -> DirectoryFile | None:
+        """The file `name` that `create` made, or that was kept."""
+        return self._files.get(name)
+
+    def leave(self) -> None:
+        """Close everything and leave the export as it is, for `DirectoryStore.resume`; harmless when it is done."""
+        with self._lock:
+            if self._open:
+                self._close_files()
+                self._close()
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            try:
+                file.close()
+            except StorageError:
+                pass  # what was not finished is not taken for durable
 
     def create(self, name: str, /) -> DirectoryFile:
         path = os.path.join(self._partial_place, name)
@@ -605,11 +697,7 @@ class DirectoryWriter(ExportWriter):
         with self._lock:
             if not self._open:
                 return  # published, or aborted before
-            for file in self._files.values():
-                try:
-                    file.close()
-                except StorageError:
-                    pass  # it is deleted in a moment
+            self._close_files()
             try:
                 if self._visible:
                     _retire(self._directory, self._export_id, self._export_id, self._place)

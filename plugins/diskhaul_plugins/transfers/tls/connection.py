@@ -1,0 +1,218 @@
+"""One connection: frames in and out, each wait with a deadline; and how a client makes one."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diskhaul.api import Buffer
+from diskhaul.errors import OperationFailedError, StorageError, UnreachableNodeError
+from diskhaul.model import Node
+from diskhaul.names import escape
+
+from .identities import RECEIVERS, Identity, WrongPeerError, peer_of
+from .settings import Address, Settings
+from .wire import HEAD, PROTOCOL, VERSION, Kind, WireError, dump, field, head, load, parse_head
+
+
+class BrokenConnectionError(Exception):
+    """The other end is gone, or silent: worth another connection."""
+
+
+class AlertError(BrokenConnectionError):
+    """The other end said, in a TLS alert, that it does not want us: not worth another."""
+
+
+class Connection:
+    """Frames over a TLS connection. Used by one thread at a time; `cut` by any."""
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self._tls = tls
+        self._head = bytearray(HEAD.size)
+
+    def fileno(self) -> int:
+        return self._tls.fileno()
+
+    def pending(self) -> bool:
+        """Whether something is there to be received that the kernel does not know of any more."""
+        return self._tls.pending() > 0
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """How long the other end may neither send nor take anything."""
+        self._tls.settimeout(timeout_s)
+
+    def send(self, kind: Kind, *parts: Buffer) -> None:
+        """Send a frame.
+
+        Raises:
+            BrokenConnectionError: it cannot be sent.
+        """
+        self.send_raw(head(kind, sum(len(part) for part in parts)) + b"".join(parts))
+
+    def send_document(self, kind: Kind, document: Mapping[str, object]) -> None:
+        self.send(kind, dump(document))
+
+    def send_raw(self, *parts: Buffer) -> None:
+        """Send a whole frame that has its head."""
+        try:
+            for part in parts:
+                if len(part):
+                    self._tls.sendall(part)
+        except (OSError, ValueError) as error:
+            raise _broken(error) from error
+
+    def receive_head(self, *expected: Kind) -> tuple[Kind, int]:
+        """Kind and length of the next frame, whose content has to be received next.
+
+        Raises:
+            BrokenConnectionError: the other end is gone, or silent.
+            WireError: what came may not come.
+        """
+        self.receive_into(memoryview(self._head))
+        return parse_head(self._head, expected)
+
+    def receive_into(self, view: memoryview) -> None:
+        """Fill the whole of `view`."""
+        received, length = 0, len(view)
+        try:
+            while received < length:
+                count = self._tls.recv_into(view[received:])
+                if not count:
+                    raise BrokenConnectionError("the other end closed the connection")
+                received += count
+        except (OSError, ValueError) as error:
+            raise _broken(error) from error
+
+    def receive(self, *expected: Kind) -> tuple[Kind, bytearray]:
+        """The next frame, whole."""
+        kind, length = self.receive_head(*expected)
+        content = bytearray(length)
+        self.receive_into(memoryview(content))
+        return kind, content
+
+    def receive_document(self, *expected: Kind) -> tuple[Kind, dict[str, Any]]:
+        kind, content = self.receive(*expected)
+        return kind, load(content)
+
+    def cut(self) -> None:
+        """End it at once; whoever waits for it is told that it is broken. `close` has still to be called."""
+        try:
+            self._tls.shutdown(socket.SHUT_RDWR)
+        except (OSError, ValueError):
+            pass  # it is broken already
+
+    def close(self) -> None:
+        self._tls.close()
+
+
+def _broken(error: Exception) -> BrokenConnectionError:
+    alert = isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")
+    return AlertError(reason_of(error)) if alert else BrokenConnectionError(reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a connection is broken, in a few words."""
+    if isinstance(error, TimeoutError):
+        return "the other end has been silent for too long"
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "closed"
+
+
+# --- a client's -------------------------------------------------------------------------------------------------------
+
+
+class Dialler:
+    """Makes connections to the receiver of one node. Thread-safe."""
+
+    def __init__(self, node: Node, address: Address, cluster: str, identity: Identity, settings: Settings) -> None:
+        self.node = node
+        self.settings = settings
+        self._address, self._cluster, self._identity = address, cluster, identity
+
+    @property
+    def label(self) -> str:
+        """How messages call the node."""
+        return f"node {self.node.name} ({self._address})"
+
+    def dial(self, purpose: str, **asked: object) -> tuple[Connection, dict[str, Any]]:
+        """A connection for `purpose` that the receiver has accepted, and what it said when it did.
+
+        Raises:
+            BrokenConnectionError: there is none now, and there may be one later.
+            UnreachableNodeError: whoever answers is not the node's receiver, or does not know us.
+            StorageError: the receiver refuses what is asked for.
+        """
+        try:
+            connection = Connection(self._connected())
+        except ssl.SSLCertVerificationError as error:
+            raise self.unreachable(f"its certificate is refused: {error.verify_message or error.reason}") from error
+        except WrongPeerError as error:
+            raise self.unreachable(f"is refused: {error}") from error
+        except (OSError, UnicodeError) as error:
+            raise BrokenConnectionError(reason_of(error)) from error
+        try:
+            hello = {"protocol": PROTOCOL, "version": VERSION, "cluster": self._cluster, "to": self.node.name, "for": purpose}
+            connection.send_document(Kind.HELLO, hello | asked)
+            kind, answer = connection.receive_document(Kind.READY, Kind.REFUSED)
+            if kind is Kind.REFUSED:
+                raise self.refused(answer)
+            connection.set_timeout(self.settings.silence_s)
+        except (WireError, AlertError) as error:
+            connection.close()
+            raise self.unreachable(f"refuses this node: {error}" if isinstance(error, AlertError) else error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection, answer
+
+    def _connected(self) -> ssl.SSLSocket:
+        deadline = time.monotonic() + self.settings.connect_timeout_s
+        plain = socket.create_connection((self._address.host, self._address.port), self.settings.connect_timeout_s)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.settimeout(max(0.001, deadline - time.monotonic()))
+            tls = self._identity.context(server=False).wrap_socket(plain, server_hostname=self.node.name)
+        except BaseException:
+            plain.close()
+            raise
+        try:
+            peer = peer_of(tls, cluster=self._cluster, roles=RECEIVERS)
+            if peer.name != self.node.name:
+                raise WrongPeerError(f"its certificate is that of {peer}")
+        except BaseException:
+            tls.close()
+            raise
+        return tls
+
+    def unreachable(self, why: object) -> UnreachableNodeError:
+        return UnreachableNodeError(self.node.name, f"{self.label}: {why}")
+
+    def refused(self, answer: Mapping[str, Any]) -> OperationFailedError:
+        """What a receiver's refusal is for the caller: its sentence, made safe."""
+        return failure(self, answer)
+
+
+def failure(dialler: Dialler, answer: Mapping[str, Any]) -> OperationFailedError:
+    """The error that a receiver told of."""
+    message = "\n".join(escape(line[:2000]) for line in field(answer, "message", str).splitlines()[:20])
+    if answer.get("unreachable") is True:
+        return dialler.unreachable(message)
+    return StorageError(f"{dialler.label}: {message}", path=dialler.node.name)
+
+
+def documents(answer: Mapping[str, Any], name: str) -> Sequence[str]:
+    """A list of texts in an answer.
+
+    Raises:
+        WireError: it is something else.
+    """
+    values = field(answer, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise WireError(f"the field {name} is of the wrong kind")
+    return list(values)

@@ -1,0 +1,294 @@
+"""What a receiver does for one connection whose peer it knows: calls, a file's stream, or reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from diskhaul.api import ExportReader
+from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
+from diskhaul.model import Node
+
+from ..directory import MANIFEST, DirectoryReader, DirectoryStore
+from .authorization import Authorization, ForbiddenError
+from .connection import Connection
+from .identities import Peer
+from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH, TOKEN_LENGTH, NoSessionError, Session, Sessions
+from .settings import Settings
+from .wire import MAX_BODY, MAX_DATA, PROTOCOL, READ_FIELDS, VERSION, Kind, WireError, binary_field, field
+
+MAX_STREAMS = 16
+_SIGN_OF_LIFE_S = 2.0
+T = TypeVar("T")
+Document = Mapping[str, Any]
+
+
+class Service:
+    """Serves authenticated connections. Thread-safe.
+
+    Args:
+        store: gives the node's own store, or raises `UnreachableNodeError`.
+        log: told, in one line each, of what was refused.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        cluster: str,
+        store: Callable[[], DirectoryStore],
+        sessions: Sessions,
+        authorization: Authorization,
+        settings: Settings,
+        log: Callable[[str], object],
+    ) -> None:
+        self._node, self._cluster, self._store = node, cluster, store
+        self._sessions, self._authorization, self._settings, self._log = sessions, authorization, settings, log
+        self._calls: Mapping[str, Callable[[Peer, Document, bytearray], Document]] = {
+            "identity": self._identity,
+            "free_bytes": self._free_bytes,
+            "check": self._check,
+            "instances": self._instances,
+            "exports": self._exports,
+            "partials": self._partials,
+            "names": self._names,
+            "remove": self._remove,
+            "remove_partial": self._remove_partial,
+            "begin": self._begin,
+            "create": self._create,
+            "restart": self._restart,
+            "publish": self._publish,
+            "abort": self._abort,
+        }
+
+    def serve(self, connection: Connection, peer: Peer) -> None:
+        """Serve until the connection ends. What goes wrong is told to the peer, and logged.
+
+        Raises:
+            BrokenConnectionError: the peer is gone, or silent.
+        """
+        try:
+            _, hello = connection.receive_document(Kind.HELLO)
+            self._authorization.admit(peer)
+            purpose = self._greeted(hello)
+            connection.set_timeout(self._settings.idle_timeout_s)
+            if purpose == "calls":
+                connection.send_document(Kind.READY, {"version": VERSION})
+                self._serve_calls(connection, peer)
+            elif purpose == "stream":
+                self._serve_stream(connection, peer, hello)
+            else:
+                self._serve_reading(connection, peer, hello)
+        except (WireError, ForbiddenError, DiskhaulError, OSError) as error:
+            self._log(f"{peer}: refused: {error}")
+            connection.send_document(Kind.REFUSED, _told(error))
+
+    def _greeted(self, hello: Document) -> str:
+        if (hello.get("protocol"), hello.get("version")) != (PROTOCOL, VERSION):
+            raise WireError(f"this receiver speaks {PROTOCOL} {VERSION} only")
+        if field(hello, "cluster", str) != self._cluster or field(hello, "to", str) != self._node.name:
+            raise WireError(f"this is node {self._node.name} of cluster {self._cluster}")
+        purpose = field(hello, "for", str)
+        if purpose not in ("calls", "stream", "read"):
+            raise WireError("a connection is for calls, stream or read")
+        return str(purpose)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def _serve_calls(self, connection: Connection, peer: Peer) -> None:
+        while True:
+            _, document = connection.receive_document(Kind.CALL)
+            body = bytearray()
+            if "body" in document:
+                if not 0 <= field(document, "body", int) <= MAX_BODY:
+                    raise WireError(f"a body of more than {MAX_BODY} bytes")
+                _, body = connection.receive(Kind.BODY)
+            call = self._calls.get(field(document, "call", str))
+            if call is None:
+                raise WireError("there is no such call")
+            try:
+                answer = {"ok": True} | dict(call(peer, document, body))
+            except (ForbiddenError, DiskhaulError, OSError) as error:
+                if not isinstance(error, NoSessionError):
+                    self._log(f"{peer}: {document['call']}: {error}")
+                answer = {"ok": False} | dict(_told(error))
+            connection.send_document(Kind.RESULT, answer)
+
+    def _identity(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        return {"identity": self._store().identity}
+
+    def _free_bytes(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        return {"bytes": self._store().free_bytes()}
+
+    def _check(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        instance, for_writing = field(asked, "instance", str), field(asked, "for_writing", bool)
+        problems = list(self._store().check(instance, for_writing=for_writing))
+        try:
+            self._authorization.check(peer, instance, writing=for_writing)
+        except ForbiddenError as error:
+            problems.append(str(error))
+        return {"problems": problems}
+
+    def _instances(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        return {"names": self._authorization.readable(peer, self._store().instances())}
+
+    def _exports(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        return {"names": list(self._store().exports(self._instance(peer, asked, writing=False)))}
+
+    def _partials(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        return {"names": list(self._store().partials(self._instance(peer, asked, writing=False)))}
+
+    def _names(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        reader = self._reader(peer, asked)
+        return {"location": reader.location, "names": list(reader.names())}
+
+    def _remove(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        self._store().remove(self._instance(peer, asked, writing=True), field(asked, "export_id", str))
+        return {}
+
+    def _remove_partial(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
+        self._sessions.drop(instance, export_id)
+        self._store().remove_partial(instance, export_id)
+        return {}
+
+    def _begin(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
+        session = self._sessions.begin(peer, *_credentials(asked), instance, export_id)
+        return {"location": session.writer.location}
+
+    def _create(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        magic = binary_field(asked, "magic", MAGIC_LENGTH)
+        self._sessions.create(self._session(peer, asked), field(asked, "name", str), magic)
+        return {}
+
+    def _restart(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        count = field(asked, "streams", int)
+        if not 0 < count <= MAX_STREAMS:
+            raise StorageError(f"a file has from 1 to {MAX_STREAMS} streams", path=peer.name)
+        _, progress, tokens = self._sessions.tokens(self._session(peer, asked), field(asked, "name", str), count)
+        return {"due": progress.due, "finished": progress.finished, "tokens": [token.hex() for token in tokens]}
+
+    def _publish(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
+        try:
+            session = self._session(peer, asked)
+            self._sessions.publish(session, bytes(body))
+        except NoSessionError:
+            # The answer to an earlier call may have been lost: then the export is there, with this very manifest.
+            if not _has_manifest(self._store(), instance, export_id, body):
+                raise
+        return {}
+
+    def _abort(self, peer: Peer, asked: Document, body: bytearray) -> Document:
+        instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
+        try:
+            self._sessions.abort(self._session(peer, asked))
+        except NoSessionError:
+            self._sessions.drop(instance, export_id)
+            self._store().remove_partial(instance, export_id)
+        return {}
+
+    # --- a file's stream --------------------------------------------------------------------------------------------
+
+    def _serve_stream(self, connection: Connection, peer: Peer, hello: Document) -> None:
+        token, magic = binary_field(hello, "token", TOKEN_LENGTH), binary_field(hello, "magic", MAGIC_LENGTH)
+        file, round_ = self._sessions.redeem(peer, token, magic)
+        file.join(connection, round_)
+        try:
+            connection.send_document(Kind.READY, {"due": file.progress.due})
+            buffer = memoryview(bytearray(0))
+            while True:
+                kind, length = connection.receive_head(Kind.DATA, Kind.SIZE, Kind.TRAILER)
+                if length > len(buffer):
+                    buffer = memoryview(bytearray(length))
+                content = buffer[:length]
+                connection.receive_into(content)
+                take = partial(file.take, round_, kind, content, timeout_s=self._settings.idle_timeout_s)
+                if kind is Kind.TRAILER:
+                    connection.send(Kind.DURABLE, _while_working(connection, take))
+                else:
+                    connection.send(Kind.ACKNOWLEDGED, take())
+        finally:
+            file.leave(connection)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _serve_reading(self, connection: Connection, peer: Peer, hello: Document) -> None:
+        file = self._reader(peer, hello).open(field(hello, "name", str))
+        try:
+            status = os.fstat(file.fileno())
+            connection.send_document(Kind.READY, {"size": file.size, "file": f"{status.st_dev}:{status.st_ino}"})
+            buffer = memoryview(bytearray(0))
+            while True:
+                _, fields = connection.receive(Kind.READ)
+                offset, length = READ_FIELDS.unpack(fields)
+                if length > MAX_DATA or offset + length > file.size:
+                    raise WireError(f"{length} bytes at {offset} cannot be read of a file of {file.size}")
+                if length > len(buffer):
+                    buffer = memoryview(bytearray(length))
+                file.read_into(offset, buffer[:length])
+                connection.send(Kind.BYTES, buffer[:length])
+        finally:
+            file.close()
+
+    def _reader(self, peer: Peer, asked: Document) -> DirectoryReader:
+        """An export that is published, or with a session's id one that is being received."""
+        if "session" in asked:
+            return self._session(peer, asked).writer.reader()
+        instance = self._instance(peer, asked, writing=False)
+        return self._store().open(instance, field(asked, "export_id", str))
+
+    # --- what calls have in common ----------------------------------------------------------------------------------
+
+    def _instance(self, peer: Peer, asked: Document, *, writing: bool) -> str:
+        instance: str = field(asked, "instance", str)
+        self._authorization.check(peer, instance, writing=writing)
+        return instance
+
+    def _session(self, peer: Peer, asked: Document) -> Session:
+        session = self._sessions.find(peer, *_credentials(asked))
+        self._authorization.check(peer, session.instance, writing=True)
+        return session
+
+
+def _credentials(asked: Document) -> tuple[bytes, bytes]:
+    return binary_field(asked, "session", ID_LENGTH), binary_field(asked, "key", KEY_LENGTH)
+
+
+def _while_working(connection: Connection, work: Callable[[], T]) -> T:
+    """Do what may take long, and say all the while that it is being done."""
+    with ThreadPoolExecutor(1, "diskhaul-tls-working") as pool:
+        future = pool.submit(work)
+        while True:
+            try:
+                return future.result(timeout=_SIGN_OF_LIFE_S)
+            except TimeoutError:
+                if future.done():
+                    raise
+                connection.send(Kind.WORKING)
+
+
+def _has_manifest(store: DirectoryStore, instance: str, export_id: str, manifest: bytearray) -> bool:
+    try:
+        reader: ExportReader = store.open(instance, export_id)
+        file = reader.open(MANIFEST)
+    except DiskhaulError:
+        return False
+    try:
+        content = bytearray(file.size) if file.size == len(manifest) else bytearray()
+        file.read_into(0, memoryview(content))
+        return content == manifest
+    finally:
+        file.close()
+
+
+def _told(error: Exception) -> Document:
+    answer: dict[str, Any] = {"message": str(error)[:4000]}
+    if isinstance(error, UnreachableNodeError):
+        answer["unreachable"] = True
+    if isinstance(error, NoSessionError):
+        answer["no_session"] = True
+    return answer
