@@ -4,8 +4,8 @@
     DIR/ca.key      the key of the one that signs; needed here only to issue and renew, never on the nodes
     DIR/NAME.pem    a node's private key and certificate, in one file, so that both are replaced by one rename
 
-A node's certificate says who it is in its subjectAltName (RFC 5280, section 4.2.1.6): one URI ``diskhaul://CLUSTER/ROLE/NAME``, and
-NAME and further names as DNS names. Its extended key usage follows from its role. Keys are ECDSA P-256. Every file is written
+A node's certificate says who it is in its subjectAltName (RFC 5280, section 4.2.1.6): one URI ``diskhaul://CLUSTER/ROLE/NAME``,
+and NAME and further names as DNS names. Its extended key usage follows from its role. Keys are ECDSA P-256. Every file is written
 beside its place, made durable, and renamed over it. ``cryptography`` is imported when something is made or looked at, not before.
 """
 
@@ -395,14 +395,9 @@ def _cluster_of(authority: x509.Certificate, file: str = AUTHORITY) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _x509():  # type: ignore[no-untyped-def]  # a module
-    try:
-        from cryptography import x509
-    except ImportError as error:
-        raise RefusedError(
-            "certificates are made with 'cryptography', which is not installed: pip install 'diskhaul[tls]'"
-        ) from error
-    return x509
+def _check_cryptography() -> None:
+    if find_spec("cryptography") is None:
+        raise RefusedError("certificates are made with 'cryptography', which is missing: pip install 'diskhaul[tls]'")
 
 
 def _check(problem: str | None) -> None:

@@ -74,11 +74,8 @@ def read_settings(context: BackendContext) -> Settings:
         ConfigurationError: some of them cannot be used; all are named.
     """
     known = [field.name for field in fields(Settings)]
-    problems = [
-        f"{_WHERE}.{printable(key)}: is not an option of tls; {suggestion(key, known)}"
-        for key in context.options
-        if key not in known
-    ]
+    unknown = [key for key in context.options if key not in known]
+    problems = [f"{_WHERE}.{printable(key)}: is not an option of tls; {suggestion(key, known)}" for key in unknown]
     given: dict[str, Any] = {key: value for key, value in context.options.items() if key in known}
     for key, value in given.items():
         if problem := _problem(key, value):
@@ -127,13 +124,7 @@ def address_of(node: Node, *, listening: bool = False) -> Address | None:
         raise ConfigurationError(f'{where}: must be text like "beta.example.com:7420"')
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    least = 0 if listening else 1
-    if (
-        not colon
-        or not port.isascii()
-        or not port.isdigit()
-        or not least <= int(port) <= 65535
-        or (not host and key == "address")
-    ):
+    number = int(port) if colon and port.isascii() and port.isdigit() and len(port) < 6 else -1
+    if not (0 if listening else 1) <= number <= 65535 or (not host and key == "address"):
         raise ConfigurationError(f'{where}: {printable(text)} is not HOST:PORT, like "beta.example.com:7420"')
-    return Address(host, int(port))
+    return Address(host, number)
