@@ -153,6 +153,10 @@ class Lab(Inventory):
             assert not thread.is_alive()
         self._receivers.clear()
 
+    def wait_for_rest(self) -> None:
+        """Wait until no receiver has a connection."""
+        wait_until(lambda: all(not receiver._threads for receiver, _ in self._receivers), "receivers without connections")
+
     def connect(self, name: str = "beta") -> socket.socket:
         """A bare TCP connection to a receiver."""
         host, _, port = str(self._nodes[name].options["address"]).rpartition(":")

@@ -17,8 +17,7 @@ from .settings import MIB
 from .window import Window
 from .wire import ACKNOWLEDGED_FIELDS, MAX_DATA, Kind, WireError, field, load
 
-_SMALL = 256 << 10  # parts below this are put together
-_TOGETHER = 1 << 20
+_SMALL = 64 << 10  # parts below this are put together, up to this
 
 
 class TlsFile(StoreFile):
@@ -32,6 +31,7 @@ class TlsFile(StoreFile):
         self._window = Window(name, magic, caller.dialler.settings.window_mib * MIB)
         self._sender = _Sender(caller, credentials, name, magic, self._window)
         self._end = 0
+        self._piece = min(MAX_DATA, caller.dialler.settings.window_mib * MIB // 4)
 
     @property
     def name(self) -> str:
@@ -53,13 +53,13 @@ class TlsFile(StoreFile):
             view = memoryview(part).cast("B")
             if len(view) < _SMALL:
                 together += view
-                if len(together) < _TOGETHER:
+                if len(together) < _SMALL:
                     continue
                 view = memoryview(b"")
             self._append(bytes(together))
             together = bytearray()
-            for begin in range(0, len(view), MAX_DATA):
-                self._append(_kept(view[begin : begin + MAX_DATA]))
+            for begin in range(0, len(view), self._piece):
+                self._append(_kept(view[begin : begin + self._piece]))
         self._append(bytes(together))
 
     def _append(self, payload: Buffer) -> None:
@@ -70,8 +70,8 @@ class TlsFile(StoreFile):
 
     def write(self, offset: int, buffer: Buffer, /) -> None:
         view = memoryview(buffer).cast("B")
-        for begin in range(0, len(view), MAX_DATA):
-            self._window.put_data(offset + begin, _kept(view[begin : begin + MAX_DATA]))
+        for begin in range(0, len(view), self._piece):
+            self._window.put_data(offset + begin, _kept(view[begin : begin + self._piece]))
         self._sender.start()
 
     def set_size(self, size: int, /) -> None:

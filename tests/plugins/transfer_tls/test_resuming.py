@@ -1,0 +1,327 @@
+"""Streams that are cut anywhere are resumed within one window, or fail with nothing listed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from diskhaul.api import ExportStore
+from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
+from diskhaul.testing.conformance.storages import pattern
+from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, content
+from diskhaul_plugins.transfers.tls import sessions
+from diskhaul_plugins.transfers.tls.client_store import TlsWriter
+from diskhaul_plugins.transfers.tls.client_stream import TlsFile
+
+from .conftest import LIMIT_S, Lab, wait_until
+from .faulty_proxy import Fault, FaultyProxy
+
+CHUNKS = [pattern(20_000 + number, seed=number) for number in range(5)]  # three TLS records each: fields, 16 KiB, the rest
+BEGIN, CREATE, RESTART, STREAM, PUBLISH = 1, 2, 3, 4, 5
+"""Connections in their order, after the one that finds out whether the receiver is there."""
+IN_HANDSHAKE = 4
+"""Records, about, before a client's first one that carries a frame."""
+MIB = 1 << 20
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultyProxy]:
+    made = FaultyProxy("127.0.0.1:1")
+    yield made
+    made.close()
+
+
+def through(lab: Lab, proxy: FaultyProxy, **options: object) -> ExportStore:
+    """Beta's store, through the proxy."""
+    return lab.transfer("alpha", **options).store(lab.node("beta", proxy.address))
+
+
+def send(store: ExportStore, parts: list[bytes]) -> TlsFile:
+    writer = store.begin(INSTANCE, NEW)
+    assert isinstance(writer, TlsWriter)
+    file = writer.create("disk-0.raw.zst")
+    for part in parts:
+        file.append([part])
+    file.finish()
+    writer.publish(MANIFEST)
+    return file
+
+
+def assert_stored(lab: Lab, whole: bytes) -> None:
+    """Looked at on the node itself."""
+    store = lab.transfer("beta").store(lab.node("beta"))
+    assert list(store.exports(INSTANCE)) == [NEW]
+    assert list(store.partials(INSTANCE)) == []
+    assert list(store.open(INSTANCE, NEW).names()) == ["disk-0.raw.zst", "manifest.json"]
+    assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+    assert os.listdir(lab.work / "state" / "receiver-beta") == []
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["at a boundary", "inside a record"])
+@pytest.mark.parametrize("how", ["reset", "silence"])
+@pytest.mark.parametrize("sent_by", ["client", "server"])
+def test_a_stream_cut_at_any_record_is_resumed_within_one_window(
+    lab: Lab, proxy: FaultyProxy, sent_by: Literal["client", "server"], how: Literal["reset", "silence"], inside: bool
+) -> None:
+    proxy.upstream = lab.serve().address
+    records = 3 * len(CHUNKS) + IN_HANDSHAKE if sent_by == "client" else len(CHUNKS) + IN_HANDSHAKE
+    struck = 0
+    for record in range(records):
+        proxy.connections, proxy.struck = 0, 0
+        proxy.faults = [Fault(STREAM, sent_by, record, inside, how)]
+        store = through(lab, proxy, silence_s=0.15, connect_timeout_s=0.15 if how == "silence" else 5)
+        file = send(store, CHUNKS)
+        struck += proxy.struck
+        assert file.resent <= sum(map(len, CHUNKS))
+        assert_stored(lab, b"".join(CHUNKS))
+        store.remove(INSTANCE, NEW)
+    assert struck >= records - 2, "the faults have come to pass"
+
+
+@pytest.mark.parametrize("connection", [BEGIN, CREATE, RESTART, PUBLISH])
+@pytest.mark.parametrize("sent_by", ["client", "server"])
+def test_a_call_that_is_cut_anywhere_is_made_again(
+    lab: Lab, proxy: FaultyProxy, connection: int, sent_by: Literal["client", "server"]
+) -> None:
+    proxy.upstream = lab.serve().address
+    for record in range(7):
+        proxy.connections = 0
+        proxy.faults = [Fault(connection, sent_by, record)]
+        store = through(lab, proxy)
+        send(store, CHUNKS)
+        assert_stored(lab, b"".join(CHUNKS))
+        store.remove(INSTANCE, NEW)
+    assert proxy.struck >= 4
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_what_is_sent_again_is_no_more_than_one_window_for_each_cut(lab: Lab, proxy: FaultyProxy, streams: int) -> None:
+    proxy.upstream = lab.serve().address
+    whole = pattern(12 * MIB)
+    proxy.faults = [Fault(number, "client", 40 + 20 * number) for number in range(STREAM, STREAM + 30, 2)]
+    file = send(through(lab, proxy, window_mib=2, streams=streams), [whole[begin : begin + MIB] for begin in range(0, len(whole), MIB)])
+    assert proxy.struck >= 3
+    assert 0 < file.resent <= 2 * MIB * proxy.struck
+    assert_stored(lab, whole)
+
+
+def test_a_raw_file_is_resumed_with_its_holes(lab: Lab, proxy: FaultyProxy) -> None:
+    proxy.upstream = lab.serve().address
+    proxy.faults = [Fault(STREAM, "client", 30), Fault(STREAM + 2, "server", 5)]
+    writer = through(lab, proxy).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw")
+    file.set_size(8 * MIB)
+    for offset in (6 * MIB, 0, 3 * MIB):
+        file.write(offset, pattern(MIB, seed=offset))
+    file.set_size(8 * MIB)
+    file.finish()
+    writer.publish(MANIFEST)
+    assert proxy.struck == 2
+    expected = bytearray(8 * MIB)
+    for offset in (6 * MIB, 0, 3 * MIB):
+        expected[offset : offset + MIB] = pattern(MIB, seed=offset)
+    stored = lab.work / "beta" / INSTANCE / NEW / "disk-0.raw"
+    assert stored.read_bytes() == expected
+    assert stored.stat().st_blocks * 512 < 5 * MIB
+
+
+def test_reading_goes_on_over_another_connection(lab: Lab, proxy: FaultyProxy) -> None:
+    proxy.upstream = lab.serve().address
+    whole = pattern(5 * MIB)
+    store = through(lab, proxy)
+    send(store, [whole])
+    reading = proxy.connections + 1
+    proxy.faults = [Fault(reading, "server", 20), Fault(reading + 1, "client", 6, inside=True), Fault(reading + 2, "server", 100)]
+    file = store.open(INSTANCE, NEW).open("disk-0.raw.zst")
+    try:
+        found = bytearray(len(whole))
+        for begin in range(0, len(whole), 100_000):
+            file.read_into(begin, memoryview(found)[begin : begin + 100_000])
+    finally:
+        file.close()
+    assert found == whole
+    assert proxy.struck == 3
+
+
+def test_a_receiver_that_does_not_come_back_fails_the_file_and_nothing_is_listed(lab: Lab, proxy: FaultyProxy) -> None:
+    proxy.upstream = lab.serve().address
+
+    def go_away() -> None:
+        proxy.upstream = "127.0.0.1:1"
+
+    proxy.faults = [Fault(STREAM, "client", 9, how=go_away)]
+    writer = through(lab, proxy, retry_s=0.3).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    with pytest.raises(StorageError, match="node beta"):
+        for chunk in CHUNKS:
+            file.append([chunk])
+        file.finish()
+    with pytest.raises(DiskhaulError, match="not finished"):
+        writer.publish(MANIFEST)
+    with pytest.raises(UnreachableNodeError):
+        writer.abort()
+    own = lab.transfer("beta").store(lab.node("beta"))
+    assert list(own.exports(INSTANCE)) == []
+    assert list(own.partials(INSTANCE)) == [NEW]
+    proxy.upstream = str(lab.node("beta").options["address"])
+    through(lab, proxy).remove_partial(INSTANCE, NEW)
+    assert list(own.partials(INSTANCE)) == []
+    assert os.listdir(lab.work / "state" / "receiver-beta") == []
+
+
+def test_closing_a_file_that_waits_for_its_receiver_ends_the_wait(lab: Lab, proxy: FaultyProxy) -> None:
+    proxy.upstream = lab.serve().address
+    proxy.faults = [Fault(STREAM, "client", 9, how="silence")]
+    writer = through(lab, proxy, silence_s=3600, window_mib=1).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    failed: list[BaseException] = []
+
+    def append() -> None:
+        try:
+            for number in range(40):
+                file.append([pattern(100_000, seed=number)])
+        except StorageError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    wait_until(lambda: proxy.struck == 1, "silence")
+    writer.abort()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+    assert failed
+    assert list(lab.transfer("beta").store(lab.node("beta")).partials(INSTANCE)) == []
+
+
+# --- a receiver's process that is killed ------------------------------------------------------------------------------
+
+
+class Process:
+    """The receiver of beta as a process of its own."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._config = lab.work / "cluster.toml"
+        self._config.write_text(
+            f"""
+[cluster]
+name = "lab"
+[backends]
+transfer = "tls"
+[backend_options.tls]
+certificates = "{lab.certs}"
+[nodes.alpha]
+export_dir = "alpha"
+[nodes.beta]
+export_dir = "beta"
+options = {{ address = "127.0.0.1:1", listen = "127.0.0.1:0" }}
+[nodes.gamma]
+export_dir = "gamma"
+[instances."{INSTANCE}"]
+node = "alpha"
+"""
+        )
+        self.address = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """Start it, and return where it listens."""
+        command = [sys.executable, "-m", "diskhaul", "--config", str(self._config), "node", "serve", "--node", "beta"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+        assert self._process.stderr is not None
+        line = self._process.stderr.readline()
+        assert "listens on" in line, line + self._process.stderr.read()
+        return line.split()[-1]
+
+    def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        self._process.send_signal(number)
+        code = self._process.wait(LIMIT_S)
+        self._process.stderr.close()
+        self._process = None
+        return code
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def process(lab: Lab) -> Iterator[Process]:
+    made = Process(lab)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_receiver_that_is_killed_and_started_again_goes_on_where_it_was(
+    lab: Lab, proxy: FaultyProxy, process: Process, number: signal.Signals
+) -> None:
+    def begin_anew() -> None:
+        process.end(number)
+        proxy.upstream = process.start()
+
+    proxy.upstream = process.start()
+    whole = pattern(6 * MIB)
+    cuts = [(STREAM, "client", 12), (STREAM + 2, "client", 100), (STREAM + 4, "server", 3), (STREAM + 6, "client", 61)]
+    proxy.faults = [Fault(at, by, record, how=begin_anew) for at, by, record in cuts]  # type: ignore[arg-type]  # literals
+    file = send(through(lab, proxy, window_mib=1), [whole[begin : begin + MIB // 8] for begin in range(0, len(whole), MIB // 8)])
+    assert proxy.struck == len(cuts)
+    assert file.resent <= MIB * len(cuts)
+    assert_stored(lab, whole)
+    assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("connection", [BEGIN, CREATE, STREAM, PUBLISH])
+def test_a_receiver_that_is_killed_while_it_answers_is_asked_again(
+    lab: Lab, proxy: FaultyProxy, process: Process, connection: int
+) -> None:
+    def begin_anew() -> None:
+        process.end(signal.SIGKILL)
+        proxy.upstream = process.start()
+
+    proxy.upstream = process.start()
+    # The last record: what was asked has been done then, and the answer is lost. Of the stream: the trailer's.
+    last = {BEGIN: 5, CREATE: 5, STREAM: 4 + len(CHUNKS), PUBLISH: 5}[connection]
+    proxy.faults = [Fault(connection, "server", last, how=begin_anew)]
+    send(through(lab, proxy), CHUNKS)
+    assert proxy.struck == 1
+    assert_stored(lab, b"".join(CHUNKS))
+
+
+def test_an_export_is_not_gone_on_with_after_its_machine_went_down(
+    lab: Lab, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.upstream = lab.serve().address
+    rebooted: Callable[[], str] = lambda: "another boot"  # noqa: E731  # read from the kernel, which cannot be had otherwise
+
+    def reboot() -> None:
+        lab.stop()
+        monkeypatch.setattr(sessions, "_boot_id", rebooted)
+        proxy.upstream = lab.serve().address
+
+    stopped = threading.Event()
+    proxy.faults = [Fault(STREAM, "client", 9, how=stopped.set)]
+    writer = through(lab, proxy).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    file.append([CHUNKS[0]])
+    file.append([CHUNKS[1]])
+    file.append([CHUNKS[2]])
+    assert stopped.wait(LIMIT_S)
+    reboot()
+    with pytest.raises(StorageError, match="knows nothing|cannot be gone on with"):
+        file.finish()
+    lab.wait_for_line("cannot be gone on with", "started anew")
+    own = lab.transfer("beta").store(lab.node("beta"))
+    assert list(own.exports(INSTANCE)) == []
+    writer.abort()
+    assert list(own.partials(INSTANCE)) == []
