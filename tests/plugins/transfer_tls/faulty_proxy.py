@@ -79,6 +79,8 @@ class FaultyProxy:
         except OSError:
             client.close()
             return
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         faults = {fault.sent_by: fault for fault in self.faults if fault.connection == number}
         ends = {client: _Direction(server, faults.get("client")), server: _Direction(client, faults.get("server"))}
         try:

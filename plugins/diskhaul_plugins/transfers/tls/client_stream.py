@@ -105,6 +105,7 @@ class _Sender:
         self._magic = magic
         self._thread: threading.Thread | None = None
         self._streams: set[Connection] = set()
+        self._broken = False  # a stream of this round has: the others end as well
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -145,6 +146,7 @@ class _Sender:
         if self._window.rewind(field(answer, "due", int), finished=field(answer, "finished", bool)):
             patience.progress()
         errors: list[BaseException] = []
+        self._broken = False
         threads = [
             threading.Thread(target=self._guarded, args=(token, patience, errors), daemon=True, name="diskhaul-tls-stream")
             for token in tokens[1:count]
@@ -162,10 +164,11 @@ class _Sender:
             self._stream(token, patience)
         except BaseException as error:
             errors.append(error)
-            self._cut()  # the others would wait for what this one does not send
+            self._cut(broken=True)  # the others would wait for what this one does not send
 
-    def _cut(self) -> None:
+    def _cut(self, *, broken: bool = False) -> None:
         with self._lock:
+            self._broken = self._broken or broken
             for connection in self._streams:
                 connection.cut()
 
@@ -174,6 +177,8 @@ class _Sender:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with self._lock:
+                if self._broken:
+                    raise BrokenConnectionError("another stream of the file broke")
                 self._streams.add(connection)
             _Stream(connection, bell, self._window, self._caller, patience).run()
         finally:

@@ -60,6 +60,18 @@ def peer_of(connection: ssl.SSLSocket, *, cluster: str, roles: Collection[str]) 
     return peer
 
 
+class _ClosedWhenStillborn(ssl.SSLSocket):
+    """Closes itself when making it fails because the connection has been reset: nobody else has it then."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except OSError:
+            if self.version() is None:  # no handshake has begun
+                self.close()
+            raise
+
+
 class Identity:
     """This node's certificate and key, and the authority it trusts; read again when the files change. Thread-safe.
 
@@ -108,6 +120,7 @@ class Identity:
 
     def _made(self, *, server: bool) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.sslsocket_class = _ClosedWhenStillborn
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_STRICT

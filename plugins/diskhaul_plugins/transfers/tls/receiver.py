@@ -34,6 +34,7 @@ from .settings import Address, Settings
 from .wire import Kind, WireError
 
 _BACKLOG = 512
+_LINGER_S = 1.0  # for a refused peer to read why
 _PAUSE_S = 0.05  # when there are no descriptors: until another try
 
 
@@ -199,6 +200,8 @@ class TlsReceiver(Receiver):
                 with self._lock:
                     self._established.pop(connection, None)
                 connection.close()
+            else:
+                _linger(plain)
             with self._idle:
                 self._pending.pop(plain, None)
                 self._greeting.discard(plain)
@@ -279,6 +282,19 @@ def _shut_down(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it is gone already
+
+
+def _linger(connection: socket.socket) -> None:
+    """Let a refused peer read why: what is closed with something unread loses what was sent."""
+    deadline = time.monotonic() + _LINGER_S
+    try:
+        connection.shutdown(socket.SHUT_WR)
+        for _ in range(16):
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            if not connection.recv(4096):
+                return
+    except OSError:
+        pass  # it is gone, or has had its time
 
 
 def _handshake_problem(error: Exception) -> str:
