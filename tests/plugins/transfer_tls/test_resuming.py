@@ -107,7 +107,9 @@ def test_what_is_sent_again_is_no_more_than_one_window_for_each_cut(lab: Lab, pr
     proxy.upstream = lab.serve().address
     whole = pattern(12 * MIB)
     proxy.faults = [Fault(number, "client", 40 + 5 * number) for number in range(STREAM, STREAM + 30)]
-    file = send(through(lab, proxy, window_mib=2, streams=streams), [whole[begin : begin + MIB] for begin in range(0, len(whole), MIB)])
+    file = send(
+        through(lab, proxy, window_mib=2, streams=streams), [whole[begin : begin + MIB] for begin in range(0, len(whole), MIB)]
+    )
     assert proxy.struck >= 3
     assert 0 < file.resent <= 2 * MIB * proxy.struck
     assert_stored(lab, whole)

@@ -37,7 +37,6 @@ class TestTlsTransfer(TransferConformance):
         (lab.work / "gamma").rmdir()
         return lab.node("gamma")
 
-
     @pytest.fixture(autouse=True)
     def _count_once_the_receivers_rest(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         """The receivers' descriptors are in this process, too, and closed a moment after the sender's."""

@@ -15,8 +15,9 @@ from .calls import Caller, Patience
 from .connection import BrokenConnectionError, Connection, failure
 from .settings import MIB
 from .window import Window
-from .wire import ACKNOWLEDGED_FIELDS, MAX_DATA, Kind, WireError, field, load
+from .wire import ACKNOWLEDGED_FIELDS, Kind, WireError, field, load
 
+_PIECE = 1 << 20  # bytes in a frame: what the CPU's own caches hold while it is digested and encrypted
 _SMALL = 64 << 10  # parts below this are put together, up to this
 
 
@@ -31,7 +32,7 @@ class TlsFile(StoreFile):
         self._window = Window(name, magic, caller.dialler.settings.window_mib * MIB)
         self._sender = _Sender(caller, credentials, name, magic, self._window)
         self._end = 0
-        self._piece = min(MAX_DATA, caller.dialler.settings.window_mib * MIB // 4)
+        self._piece = min(_PIECE, caller.dialler.settings.window_mib * MIB // 4)
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
@@ -39,6 +40,14 @@ class Connection:
     def pending(self) -> bool:
         """Whether something is there to be received that the kernel does not know of any more."""
         return self._tls.pending() > 0
+
+    def readable(self) -> bool:
+        """Whether something has come that can be received now."""
+        if self.pending():
+            return True
+        poll = select.poll()
+        poll.register(self._tls.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def set_timeout(self, timeout_s: float) -> None:
         """How long the other end may neither send nor take anything."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,11 +17,13 @@ from ..directory import MANIFEST, DirectoryReader, DirectoryStore
 from .authorization import Authorization, ForbiddenError
 from .connection import Connection
 from .identities import Peer
+from .received_file import ReceivedFile
 from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH, TOKEN_LENGTH, NoSessionError, Session, Sessions
 from .settings import Settings
 from .wire import MAX_BODY, MAX_DATA, PROTOCOL, READ_FIELDS, VERSION, Kind, WireError, binary_field, field
 
 MAX_STREAMS = 16
+_FRAMES_AHEAD = 3  # of a stream: received while earlier ones are written; each has its buffer
 _SIGN_OF_LIFE_S = 2.0
 T = TypeVar("T")
 Document = Mapping[str, Any]
@@ -199,20 +202,29 @@ class Service:
         file.join(connection, round_)
         try:
             connection.send_document(Kind.READY, {"due": file.progress.due})
-            buffer = memoryview(bytearray(0))
-            while True:
-                kind, length = connection.receive_head(Kind.DATA, Kind.SIZE, Kind.TRAILER)
-                if length > len(buffer):
-                    buffer = memoryview(bytearray(length))
-                content = buffer[:length]
-                connection.receive_into(content)
-                take = partial(file.take, round_, kind, content, timeout_s=self._settings.idle_timeout_s)
-                if kind is Kind.TRAILER:
-                    connection.send(Kind.DURABLE, _while_working(connection, take))
-                else:
-                    connection.send(Kind.ACKNOWLEDGED, take())
+            with ThreadPoolExecutor(1, "diskhaul-tls-writer") as writer:
+                self._receive_frames(connection, file, round_, writer)
         finally:
             file.leave(connection)
+
+    def _receive_frames(self, connection: Connection, file: ReceivedFile, round_: int, writer: ThreadPoolExecutor) -> None:
+        """Receive frames while `writer` checks and writes those before them; acknowledge what has been written."""
+        buffers = deque(memoryview(bytearray(0)) for _ in range(_FRAMES_AHEAD))
+        working: deque[tuple[Kind, Future[bytes]]] = deque()
+        while True:
+            # When there is nothing to receive, the sender may be waiting for the answer to what it has sent.
+            while working and (working[0][1].done() or len(working) == _FRAMES_AHEAD or not connection.readable()):
+                kind, written = working.popleft()
+                answer = Kind.DURABLE if kind is Kind.TRAILER else Kind.ACKNOWLEDGED
+                connection.send(answer, _while_working(connection, written))
+            kind, length = connection.receive_head(Kind.DATA, Kind.SIZE, Kind.TRAILER)
+            buffer = buffers.popleft()
+            if length > len(buffer):
+                buffer = memoryview(bytearray(length))
+            connection.receive_into(buffer[:length])
+            take = partial(file.take, round_, kind, buffer[:length], timeout_s=self._settings.idle_timeout_s)
+            working.append((kind, writer.submit(take)))
+            buffers.append(buffer)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -258,17 +270,15 @@ def _credentials(asked: Document) -> tuple[bytes, bytes]:
     return binary_field(asked, "session", ID_LENGTH), binary_field(asked, "key", KEY_LENGTH)
 
 
-def _while_working(connection: Connection, work: Callable[[], T]) -> T:
-    """Do what may take long, and say all the while that it is being done."""
-    with ThreadPoolExecutor(1, "diskhaul-tls-working") as pool:
-        future = pool.submit(work)
-        while True:
-            try:
-                return future.result(timeout=_SIGN_OF_LIFE_S)
-            except TimeoutError:
-                if future.done():
-                    raise
-                connection.send(Kind.WORKING)
+def _while_working(connection: Connection, work: Future[T]) -> T:
+    """Wait for what may take long, and say all the while that it is being done."""
+    while True:
+        try:
+            return work.result(timeout=_SIGN_OF_LIFE_S)
+        except TimeoutError:
+            if work.done():
+                raise
+            connection.send(Kind.WORKING)
 
 
 def _has_manifest(store: DirectoryStore, instance: str, export_id: str, manifest: bytearray) -> bool:
