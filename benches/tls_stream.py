@@ -2,10 +2,10 @@
 
     python -m benches.tls_stream [--mib 2048] [--rounds 5] [--work /dev/shm]
 
-Both on loopback, between two processes, with the same certificates, in turn, in the same run. The bare pair sends the same buffers with
-`sendall` and receives into one buffer, and does nothing else. The transfer digests every frame at both ends, writes it into the page
-cache, and acknowledges it; its time ends with the receiver's fsync. It writes the same 64 MiB of a file again and again, so that what is
-measured is the stream, and not how fast the kernel finds memory for a file.
+Both on loopback, between two processes, with the same certificates, in turn, in the same run. The bare pair sends the same
+buffers with `sendall` and receives into one buffer, and does nothing else. The transfer digests every frame at both ends,
+writes it into the page cache, and acknowledges it; its time ends with the receiver's fsync. It writes the same 64 MiB of a
+file again and again, so that what is measured is the stream, and not how fast the kernel finds memory for a file.
 """
 
 from __future__ import annotations

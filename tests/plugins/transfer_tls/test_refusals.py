@@ -64,10 +64,9 @@ def test_a_client_without_a_certificate_is_refused_although_its_handshake_and_fi
     lab.serve()
     with bare_client(lab, None).wrap_socket(lab.connect()) as client:  # TLS 1.3: it learns of it only when it reads
         client.settimeout(LIMIT_S)
-        with pytest.raises(OSError, match="certificate required|reset"):
-            client.send(b"x")
-            while client.recv(100):
-                pytest.fail("the receiver answered")
+        client.send(b"x")
+        with pytest.raises(OSError, match=r"(?i)certificate.required"):
+            client.recv(100)
     lab.wait_for_line("refused", "peer did not return a certificate")
     assert_serves(lab)
 
@@ -125,7 +124,7 @@ def test_a_client_with_a_wrong_certificate_is_refused_with_a_reason(
 def test_a_sender_is_told_that_it_is_refused(lab: Lab) -> None:
     lab.serve()
     forge(lab.certs, "alpha", uri=ALPHA, uses=SERVER)
-    with pytest.raises(UnreachableNodeError, match="node beta .*refuses this node: .*(unsupported|bad) certificate"):
+    with pytest.raises(UnreachableNodeError, match=r"node beta .*refuses this node: .*(unsupported|bad) certificate"):
         lab.transfer("alpha").store(lab.node("beta"))
 
 
@@ -140,7 +139,7 @@ def test_another_node_s_valid_certificate_does_not_write_exports_of_a_guest_that
         lambda: theirs.remove_partial(INSTANCE, OLD),
     ]
     for attempt in forbidden:
-        with pytest.raises(StorageError, match="node gamma may not write exports of 'web1.example.com'"):
+        with pytest.raises(StorageError, match=r"node gamma may not write exports of 'web1.example.com'"):
             attempt()
     assert "may not write" in "\n".join(theirs.check(INSTANCE, for_writing=True))
     assert content(theirs.open(INSTANCE, OLD), "disk-0.raw") == b"bytes", "it is a secondary: it may read"
@@ -154,7 +153,7 @@ def test_a_node_reads_only_exports_of_guests_that_are_its(lab: Lab) -> None:
     store = lab.transfer("beta").store(lab.node("gamma"))
     assert list(store.instances()) == []
     for attempt in (lambda: store.open(INSTANCE, OLD), lambda: store.exports(INSTANCE), lambda: store.partials(INSTANCE)):
-        with pytest.raises(StorageError, match="node beta may not read"):
+        with pytest.raises(StorageError, match=r"node beta may not read"):
             attempt()
     assert store.identity == lab.transfer("alpha").store(lab.node("gamma")).identity
 
@@ -228,7 +227,7 @@ def test_older_versions_of_tls_are_refused(lab: Lab, version: ssl.TLSVersion) ->
     lab.serve()
     context = bare_client(lab, lab.certs / "alpha.pem", minimum_version=version, maximum_version=version)
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with lab.connect() as plain, pytest.raises(OSError, match="(?i)version"):
+    with lab.connect() as plain, pytest.raises(OSError, match=r"(?i)version"):
         context.wrap_socket(plain)
     lab.wait_for_line("refused", "unsupported protocol")
     assert_serves(lab)
@@ -241,14 +240,14 @@ def test_a_receiver_that_speaks_tls_1_2_only_is_refused(lab: Lab) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
-        with listener, listener.accept()[0] as plain, pytest.raises(OSError):
+        with listener, listener.accept()[0] as plain, pytest.raises(OSError, match=r"(?i)protocol|eof|reset"):
             context.wrap_socket(plain, server_side=True)
 
     thread = threading.Thread(target=accept)
     thread.start()
     try:
-        with pytest.raises(UnreachableNodeError, match="(?i)protocol version"):
-            lab.transfer("alpha").store(lab.node("beta", "127.0.0.1:%d" % listener.getsockname()[1]))
+        with pytest.raises(UnreachableNodeError, match=r"(?i)protocol version"):
+            lab.transfer("alpha").store(lab.node("beta", f"127.0.0.1:{listener.getsockname()[1]}"))
     finally:
         thread.join(LIMIT_S)
     assert not thread.is_alive()
