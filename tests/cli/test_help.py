@@ -13,7 +13,7 @@ from .conftest import ENVIRONMENT
 
 COMMANDS = [
     *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover"),
-    *("inspect", "bench", "tune", "plugins", "doctor", "demo"),
+    *("inspect", "certs", "node", "bench", "tune", "plugins", "doctor", "demo"),
 ]
 PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
 EXPORT_FLAGS = [
@@ -37,7 +37,7 @@ EXPORT_FLAGS = [
 ]
 HEAVY = (
     "pydantic rich filelock zstandard blake3 sqlite3 tomllib subprocess cffi diskhaul_native diskhaul_plugins "
-    "optuna matplotlib numpy"
+    "optuna matplotlib numpy ssl cryptography"
 )
 FLAGS = {
     "export": [*EXPORT_FLAGS, "--dry-run"],
@@ -50,6 +50,8 @@ FLAGS = {
     "prune": ["--node", "--keep-last", "--keep-daily", "--keep-weekly", "--keep-monthly", "--keep-yearly", "--dry-run"],
     "recover": [],
     "inspect": ["--zero-fill", "--svg"],
+    "certs": ["--dir", "--cluster", "--role", "--dns", "--days", "--force"],
+    "node": ["--node"],
     "bench": ["--source", "--target", "--time", "--compress", "--chunk-size", "--profile", *PATH_FLAGS],
     "tune": [
         *("--source", "--instance", "--target", "--aim", "--within", "--time", "--compress-range", "--sample", "--write-limit"),

@@ -32,7 +32,7 @@ PUBLIC = {
     )
 } | {"diskhaul.formats.export_id"}
 
-HEAVY = ("pydantic", "rich", "filelock", "zstandard", "blake3", "sqlite3")
+HEAVY = ("pydantic", "rich", "filelock", "zstandard", "blake3", "sqlite3", "ssl", "cryptography")
 
 FOUNDATION = {"errors", "names", "sizes", "version", "model", "options", "records", "events", "api", "hookspecs", "cancellation"}
 """What everything may use, and what uses nothing else."""
