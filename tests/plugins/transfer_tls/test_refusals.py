@@ -108,7 +108,7 @@ def test_a_client_with_a_wrong_certificate_is_refused_with_a_reason(
     with bare_client(lab, lab.certs / "alpha.pem").wrap_socket(lab.connect()) as client:
         client.settimeout(LIMIT_S)
         try:
-            hello = b'{"protocol":"diskhaul-tls","version":1,"cluster":"lab","to":"beta","for":"calls"}'
+            hello = b'{"protocol":"diskhaul-tls","version":1,"cluster":"lab","to":"beta","for":"calls","silence_ms":9000}'
             client.sendall(b"dh\x01\x00" + len(hello).to_bytes(4, "big") + hello)
             answer = client.recv(1)
             assert not answer or client.recv(1000)[:2] == b"h\x03", "READY would be kind 2"

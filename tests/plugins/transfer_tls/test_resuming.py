@@ -16,7 +16,7 @@ import pytest
 from diskhaul.api import ExportStore
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.testing.conformance.storages import pattern
-from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, content
+from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, content, make
 from diskhaul_plugins.transfers.tls import sessions
 from diskhaul_plugins.transfers.tls.client_store import TlsWriter
 from diskhaul_plugins.transfers.tls.client_stream import TlsFile
@@ -30,6 +30,74 @@ BEGIN, CREATE, RESTART, STREAM, PUBLISH = 1, 2, 3, 4, 5
 IN_HANDSHAKE = 4
 """Records, about, before a client's first one that carries a frame."""
 MIB = 1 << 20
+
+
+class Process:
+    """The receiver of beta as a process of its own."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._config = lab.work / "cluster.toml"
+        self._config.write_text(
+            f"""
+[cluster]
+name = "lab"
+[backends]
+transfer = "tls"
+[backend_options.tls]
+certificates = "{lab.certs}"
+[nodes.alpha]
+export_dir = "alpha"
+[nodes.beta]
+export_dir = "beta"
+options = {{ address = "127.0.0.1:1", listen = "127.0.0.1:0" }}
+[nodes.gamma]
+export_dir = "gamma"
+[instances."{INSTANCE}"]
+node = "alpha"
+"""
+        )
+        self.address = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """Start it, and return where it listens."""
+        command = [sys.executable, "-m", "diskhaul", "--config", str(self._config), "node", "serve", "--node", "beta"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+        assert self._process.stderr is not None
+        line = self._process.stderr.readline()
+        assert "listens on" in line, line + self._process.stderr.read()
+        return line.split()[-1]
+
+    def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        self._process.send_signal(number)
+        code = self._process.wait(LIMIT_S)
+        self._process.stderr.close()
+        self._process = None
+        return code
+
+    def slow_down(self, call: str, microseconds: int) -> subprocess.Popen[str]:
+        """Have each `call` of the process take longer, until what is returned is killed."""
+        assert self._process is not None
+        inject = f"inject={call}:delay_enter={microseconds}"
+        command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", "/dev/null", "-p", str(self._process.pid)]
+        tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
+        status = Path(f"/proc/{self._process.pid}/status")
+        wait_until(lambda: "TracerPid:\t0" not in status.read_text(), "traced")
+        return tracer
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def process(lab: Lab) -> Iterator[Process]:
+    made = Process(lab)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -203,65 +271,40 @@ def test_closing_a_file_that_waits_for_its_receiver_ends_the_wait(lab: Lab, prox
     assert list(lab.transfer("beta").store(lab.node("beta")).partials(INSTANCE)) == []
 
 
+def test_a_receiver_without_room_fails_the_file_with_the_reason_and_at_once(lab: Lab, requires: Callable[..., None]) -> None:
+    requires("mount", "umount", root=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(lab.work / "beta")], check=True)
+    try:
+        lab.serve()
+        store = lab.transfer("alpha", retry_s=3600).store(lab.node("beta"))
+        writer = store.begin(INSTANCE, NEW)
+        file = writer.create("disk-0.raw.zst")
+        file.append([pattern(4 * MIB)])
+        with pytest.raises(StorageError, match="No space left on device"):
+            file.finish()
+        writer.abort()
+        assert list(store.partials(INSTANCE)) == []
+        make(store, NEW)
+        lab.stop()
+    finally:
+        subprocess.run(["umount", str(lab.work / "beta")], check=True)
+
+
+def test_a_receiver_whose_fsync_takes_longer_than_the_sender_bears_silence_says_that_it_lives(
+    lab: Lab, proxy: FaultyProxy, process: Process, requires: Callable[..., None]
+) -> None:
+    requires("strace")
+    proxy.upstream = process.start()
+    slow = process.slow_down("fsync", 700_000)
+    try:
+        send(through(lab, proxy, silence_s=0.4, retry_s=0), CHUNKS)
+    finally:
+        slow.kill()
+        slow.wait(LIMIT_S)
+    assert_stored(lab, b"".join(CHUNKS))
+
+
 # --- a receiver's process that is killed ------------------------------------------------------------------------------
-
-
-class Process:
-    """The receiver of beta as a process of its own."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._config = lab.work / "cluster.toml"
-        self._config.write_text(
-            f"""
-[cluster]
-name = "lab"
-[backends]
-transfer = "tls"
-[backend_options.tls]
-certificates = "{lab.certs}"
-[nodes.alpha]
-export_dir = "alpha"
-[nodes.beta]
-export_dir = "beta"
-options = {{ address = "127.0.0.1:1", listen = "127.0.0.1:0" }}
-[nodes.gamma]
-export_dir = "gamma"
-[instances."{INSTANCE}"]
-node = "alpha"
-"""
-        )
-        self.address = ""
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> str:
-        """Start it, and return where it listens."""
-        command = [sys.executable, "-m", "diskhaul", "--config", str(self._config), "node", "serve", "--node", "beta"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
-        assert self._process.stderr is not None
-        line = self._process.stderr.readline()
-        assert "listens on" in line, line + self._process.stderr.read()
-        return line.split()[-1]
-
-    def end(self, number: signal.Signals) -> int:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        self._process.send_signal(number)
-        code = self._process.wait(LIMIT_S)
-        self._process.stderr.close()
-        self._process = None
-        return code
-
-    def close(self) -> None:
-        if self._process is not None:
-            self.end(signal.SIGKILL)
-
-
-@pytest.fixture
-def process(lab: Lab) -> Iterator[Process]:
-    made = Process(lab)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])

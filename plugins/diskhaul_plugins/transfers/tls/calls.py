@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from diskhaul.api import Buffer
 
 from .connection import BrokenConnectionError, Connection, Dialler, failure
-from .wire import Kind, WireError, dump, field
+from .wire import Kind, WireError, dump, field, load
 
 T = TypeVar("T")
 Asked = Mapping[str, object]
@@ -123,7 +123,10 @@ def answered(connection: Connection, dialler: Dialler) -> Mapping[str, Any]:
     Raises:
         StorageError: it is a refusal.
     """
-    kind, answer = connection.receive_document(Kind.RESULT, Kind.REFUSED)
+    kind, content = connection.receive(Kind.RESULT, Kind.WORKING, Kind.REFUSED)
+    while kind is Kind.WORKING:
+        kind, content = connection.receive(Kind.RESULT, Kind.WORKING, Kind.REFUSED)
+    answer = load(content)
     if kind is Kind.REFUSED or not field(answer, "ok", bool):
         raise failure(dialler, answer)
     return answer

@@ -166,7 +166,14 @@ class Dialler:
         except (OSError, UnicodeError) as error:
             raise BrokenConnectionError(reason_of(error)) from error
         try:
-            hello = {"protocol": PROTOCOL, "version": VERSION, "cluster": self._cluster, "to": self.node.name, "for": purpose}
+            hello: dict[str, object] = {
+                "protocol": PROTOCOL,
+                "version": VERSION,
+                "cluster": self._cluster,
+                "to": self.node.name,
+                "for": purpose,
+            }
+            hello["silence_ms"] = max(1, int(self.settings.silence_s * 1000))
             connection.send_document(Kind.HELLO, hello | asked)
             kind, answer = connection.receive_document(Kind.READY, Kind.REFUSED)
             if kind is Kind.REFUSED:

@@ -24,7 +24,7 @@ from .wire import MAX_BODY, MAX_DATA, PROTOCOL, READ_FIELDS, VERSION, Kind, Wire
 
 MAX_STREAMS = 16
 _FRAMES_AHEAD = 3  # of a stream: received while earlier ones are written; each has its buffer
-_SIGN_OF_LIFE_S = 2.0
+_SIGN_OF_LIFE_S = 2.0  # at the most
 T = TypeVar("T")
 Document = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ class Service:
             connection.set_timeout(self._settings.idle_timeout_s)
             if purpose == "calls":
                 connection.send_document(Kind.READY, {"version": VERSION})
-                self._serve_calls(connection, peer)
+                self._serve_calls(connection, peer, _sign_of_life_s(hello))
             elif purpose == "stream":
                 self._serve_stream(connection, peer, hello)
             else:
@@ -100,7 +100,7 @@ class Service:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def _serve_calls(self, connection: Connection, peer: Peer) -> None:
+    def _serve_calls(self, connection: Connection, peer: Peer, sign_of_life_s: float) -> None:
         while True:
             _, document = connection.receive_document(Kind.CALL)
             body = bytearray()
@@ -112,7 +112,10 @@ class Service:
             if call is None:
                 raise WireError("there is no such call")
             try:
-                answer = {"ok": True} | dict(call(peer, document, body))
+                with ThreadPoolExecutor(1, "diskhaul-tls-call") as pool:
+                    answer = {"ok": True} | dict(
+                        _while_working(connection, pool.submit(call, peer, document, body), sign_of_life_s)
+                    )
             except (ForbiddenError, DiskhaulError, OSError) as error:
                 if not isinstance(error, NoSessionError):
                     self._log(f"{peer}: {document['call']}: {error}")
@@ -203,11 +206,13 @@ class Service:
         try:
             connection.send_document(Kind.READY, {"due": file.progress.due})
             with ThreadPoolExecutor(1, "diskhaul-tls-writer") as writer:
-                self._receive_frames(connection, file, round_, writer)
+                self._receive_frames(connection, file, round_, writer, _sign_of_life_s(hello))
         finally:
             file.leave(connection)
 
-    def _receive_frames(self, connection: Connection, file: ReceivedFile, round_: int, writer: ThreadPoolExecutor) -> None:
+    def _receive_frames(
+        self, connection: Connection, file: ReceivedFile, round_: int, writer: ThreadPoolExecutor, sign_of_life_s: float
+    ) -> None:
         """Receive frames while `writer` checks and writes those before them; acknowledge what has been written."""
         buffers = deque(memoryview(bytearray(0)) for _ in range(_FRAMES_AHEAD))
         working: deque[tuple[Kind, Future[bytes]]] = deque()
@@ -216,7 +221,7 @@ class Service:
             while working and (working[0][1].done() or len(working) == _FRAMES_AHEAD or not connection.readable()):
                 kind, written = working.popleft()
                 answer = Kind.DURABLE if kind is Kind.TRAILER else Kind.ACKNOWLEDGED
-                connection.send(answer, _while_working(connection, written))
+                connection.send(answer, _while_working(connection, written, sign_of_life_s))
             kind, length = connection.receive_head(Kind.DATA, Kind.SIZE, Kind.TRAILER)
             buffer = buffers.popleft()
             if length > len(buffer):
@@ -270,11 +275,19 @@ def _credentials(asked: Document) -> tuple[bytes, bytes]:
     return binary_field(asked, "session", ID_LENGTH), binary_field(asked, "key", KEY_LENGTH)
 
 
-def _while_working(connection: Connection, work: Future[T]) -> T:
+def _sign_of_life_s(hello: Document) -> float:
+    """How often a peer has to hear something, by how long it waits for an answer."""
+    silence_ms = field(hello, "silence_ms", int)
+    if silence_ms < 1:
+        raise WireError("the field silence_ms is not above 0")
+    return min(_SIGN_OF_LIFE_S, float(silence_ms) / 3000)
+
+
+def _while_working(connection: Connection, work: Future[T], sign_of_life_s: float) -> T:
     """Wait for what may take long, and say all the while that it is being done."""
     while True:
         try:
-            return work.result(timeout=_SIGN_OF_LIFE_S)
+            return work.result(timeout=sign_of_life_s)
         except TimeoutError:
             if work.done():
                 raise

@@ -1,0 +1,148 @@
+"""A file that is being received takes exactly the frames that were sent, and keeps how far it has come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diskhaul.errors import StorageError
+from diskhaul.testing.conformance.storages import pattern
+from diskhaul.testing.conformance.transfers import INSTANCE, NEW
+from diskhaul_plugins.transfers.directory import DirectoryStore, DirectoryWriter
+from diskhaul_plugins.transfers.tls.connection import BrokenConnectionError
+from diskhaul_plugins.transfers.tls.progress import Progress, ProgressFile
+from diskhaul_plugins.transfers.tls.received_file import ReceivedFile
+from diskhaul_plugins.transfers.tls.window import Window
+from diskhaul_plugins.transfers.tls.wire import FileFrame, WireError, data_frame, size_frame, trailer_frame
+
+MAGIC = b"m" * 16
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> DirectoryWriter:
+    (tmp_path / "exports").mkdir()
+    return DirectoryStore(str(tmp_path / "exports")).begin(INSTANCE, NEW)
+
+
+@pytest.fixture
+def kept() -> list[Progress]:
+    return []
+
+
+@pytest.fixture
+def file(writer: DirectoryWriter, kept: list[Progress]) -> ReceivedFile:
+    made = ReceivedFile(writer.create("disk-0.raw"), MAGIC, kept.append)
+    made.begin_round()
+    return made
+
+
+def take(file: ReceivedFile, frame: FileFrame, round_: int = 1) -> None:
+    file.take(round_, frame.kind, memoryview(frame.fields + bytes(frame.payload)), timeout_s=LIMIT_S)
+
+
+def stored(tmp_path: Path) -> bytes:
+    return next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")).read_bytes()
+
+
+def frames_of(*payloads: bytes) -> list[FileFrame]:
+    """What a sender makes of data that are appended."""
+    window = Window("disk-0.raw", MAGIC, 1 << 20)
+    offset = 0
+    for payload in payloads:
+        window.put_data(offset, payload)
+        offset += len(payload)
+    window.put_trailer()
+    found = []
+    while (frame := window.take()) is not None:
+        found.append(frame)
+    return found
+
+
+def test_the_frames_of_a_file_make_it_durable(file: ReceivedFile, tmp_path: Path, kept: list[Progress]) -> None:
+    for frame in frames_of(b"one", b"two"):
+        take(file, frame)
+    assert stored(tmp_path) == b"onetwo"
+    assert [(progress.due, progress.end, progress.finished) for progress in kept] == [(1, 3, False), (2, 6, False), (3, 6, True)]
+
+
+def test_bytes_that_are_not_those_that_were_sent_are_not_written(file: ReceivedFile, tmp_path: Path) -> None:
+    frame = data_frame(0, 0, b"bytes")
+    with pytest.raises(WireError, match="digest mismatch"):
+        take(file, FileFrame(frame.kind, 0, frame.fields, b"bytez"))
+    assert stored(tmp_path) == b""
+    take(file, frame)
+    assert stored(tmp_path) == b"bytes"
+
+
+WRONG = {
+    "a frame again": [data_frame(0, 0, b"one"), data_frame(0, 0, b"one")],
+    "a gap": [data_frame(0, 0, b"one"), data_frame(1, 4, b"two")],
+    "an overlap": [data_frame(0, 0, b"one"), data_frame(1, 2, b"two")],
+    "beyond the size of a raw file": [size_frame(0, 10), data_frame(1, 8, b"two")],
+    "a size that is none": [size_frame(0, 1 << 63)],
+    "a trailer of another length": [*frames_of(b"one")[:1], trailer_frame(1, 4, b"c" * 32)],
+    "a trailer of other data": [data_frame(0, 0, b"two"), frames_of(b"one")[1]],
+    "a trailer of data in another order": [data_frame(0, 0, b"two"), data_frame(1, 3, b"one"), frames_of(b"one", b"two")[2]],
+    "data after the trailer": [*frames_of(b"one"), data_frame(2, 3, b"two")],
+}
+
+
+@pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG)
+def test_a_frame_that_cannot_come_there_is_refused(
+    file: ReceivedFile, writer: DirectoryWriter, tmp_path: Path, frames: list[FileFrame]
+) -> None:
+    for frame in frames[:-1]:
+        take(file, frame)
+    before, progress = stored(tmp_path), file.progress
+    with pytest.raises(WireError):
+        take(file, frames[-1])
+    assert (stored(tmp_path), file.progress) == (before, progress)
+    if not progress.finished:
+        with pytest.raises(StorageError, match="not finished"):
+            writer.publish(b"{}")
+
+
+def test_a_file_without_its_trailer_keeps_the_export_from_being_published(file: ReceivedFile, writer: DirectoryWriter) -> None:
+    for frame in frames_of(b"one", b"two")[:-1]:
+        take(file, frame)
+    with pytest.raises(StorageError, match=r"disk-0\.raw not finished"):
+        writer.publish(b"{}")
+    writer.abort()
+
+
+def test_frames_of_a_round_that_is_over_are_not_taken(file: ReceivedFile, tmp_path: Path) -> None:
+    first, second, _ = frames_of(b"one", b"two")
+    take(file, first)
+    assert file.begin_round()[0] == 2
+    with pytest.raises(BrokenConnectionError):
+        take(file, second, round_=1)
+    assert stored(tmp_path) == b"one"
+    take(file, second, round_=2)
+
+
+def test_progress_is_the_newest_whole_record(tmp_path: Path) -> None:
+    place = tmp_path / "x.progress"
+    records = ProgressFile(place, new=True)
+    assert records.read(0) is None
+    for due in range(5):
+        records.write(1, Progress(due, 10 * due, 20 * due, raw=True, finished=due == 4, chain=bytes([due] * 32)))
+    assert records.read(1) == Progress(4, 40, 80, raw=True, finished=True, chain=b"\4" * 32)
+    assert records.read(0) is None
+    whole = place.read_bytes()
+    for position in range(256, 256 + 76):  # the newest record: 4 is even, so it lies in the slot's first half
+        torn = bytearray(whole)
+        torn[position] ^= 0xFF
+        place.write_bytes(torn)
+        found = records.read(1)
+        assert found is not None
+        assert found.due == 3, position
+    records.close()
+
+
+def test_a_pattern_of_many_frames_comes_out_whole(file: ReceivedFile, tmp_path: Path) -> None:
+    whole = pattern(300_000)
+    for frame in frames_of(*(whole[begin : begin + 7_001] for begin in range(0, len(whole), 7_001))):
+        take(file, frame)
+    assert stored(tmp_path) == whole
