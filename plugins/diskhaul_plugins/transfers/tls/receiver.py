@@ -169,7 +169,11 @@ class TlsReceiver(Receiver):
             self._greeting.add(connection)
             self._threads += 1
             deadline = self._pending[connection]
-        threading.Thread(target=self._serve, args=(connection, deadline), daemon=True, name="diskhaul-tls-peer").start()
+        try:
+            threading.Thread(target=self._serve, args=(connection, deadline), daemon=True, name="diskhaul-tls-peer").start()
+        except RuntimeError as error:  # the kernel has no thread left: those that there are go on
+            self._log(f"{_from(connection)}: refused: {error}")
+            self._forget(connection)
 
     # --- a connection's thread --------------------------------------------------------------------------------------
 
@@ -202,12 +206,16 @@ class TlsReceiver(Receiver):
                 connection.close()
             else:
                 _linger(plain)
-            with self._idle:
-                self._pending.pop(plain, None)
-                self._greeting.discard(plain)
-                plain.close()
-                self._threads -= 1
-                self._idle.notify_all()
+            self._forget(plain)
+
+    def _forget(self, connection: socket.socket) -> None:
+        """Close a connection that had, or was to have, a thread."""
+        with self._idle:
+            self._pending.pop(connection, None)
+            self._greeting.discard(connection)
+            connection.close()
+            self._threads -= 1
+            self._idle.notify_all()
 
     def _authenticated(self, plain: socket.socket, deadline: float) -> tuple[ssl.SSLSocket, Peer]:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
