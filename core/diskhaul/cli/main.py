@@ -25,6 +25,7 @@ _COMMANDS = {
     "prune": "exports",
     "plan": "export",
     "recover": "recover",
+    "fleet": "fleet",
     "inspect": "inspection",
     "bench": "tuning",
     "tune": "tuning",

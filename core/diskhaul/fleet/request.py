@@ -88,5 +88,7 @@ class FleetRequest:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> FleetRequest:
         known = {each.name for each in fields(cls)}
-        given: dict[str, Any] = {name: value for name, value in data.items() if name in known}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in known
+        }
+        return cls(**given)

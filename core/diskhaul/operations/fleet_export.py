@@ -213,7 +213,7 @@ class FleetExportOperation(Operation[FleetResult]):
         asked = self._request.as_data()
         return [
             f"plan {plan.name} is unfinished ({plan.done} of {plan.total} exported): "
-            "go on with it by resume, or give it up by discard"
+            "go on with it (resume = true), or give it up (discard = true)"
             for plan in self._stored_plans()
             if plan.ended is None and (plan.name == self._plan or same_request(plan.request, asked))
         ]
@@ -395,7 +395,7 @@ class FleetExportOperation(Operation[FleetResult]):
         )
 
     def _cluster_for(self, instance: str) -> Cluster:
-        """The cluster with this instance alone, where the configuration lists them: an export must not cost more for the others."""
+        """The cluster with this instance alone, where the configuration lists them: the others must not make it cost more."""
         known = self._instances.get(instance)
         if known is None or self.cluster.backends.get("inventory", "toml") != "toml":
             return self.cluster
