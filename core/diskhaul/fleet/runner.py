@@ -87,6 +87,7 @@ class FleetRunner:
     ) -> None:
         self.members = {member.instance: member for member in members}
         self._scheduler = scheduler
+        self._targets = targets
         self._limits = limits
         self._export_one = export_one
         self._record = record
@@ -208,12 +209,12 @@ class FleetRunner:
                 job.recover = False
             elif job.recover:  # interrupted, maybe before it was recovered
                 member = replace(member, state="running")
+            if end.unreachable in self._targets.names:
+                self._targets.trouble(end.unreachable)
             tried = job.attempts - self._first_attempt[job.instance]
             if end.passing and tried <= self._limits.retries and not self._token.cancelled:
                 state, wait_s = "retry", backoff_s(tried, self._limits.backoff_s, self._chance)
                 member = replace(member, state="pending")
-                if end.unreachable:
-                    job.avoid.add(end.unreachable)
                 heapq.heappush(self._later, (time.monotonic() + wait_s, id(job), job))
             self.members[job.instance] = member
             told.append(_finished(member, job, state, wait_s))

@@ -27,7 +27,6 @@ class Job:
     Attributes:
         size: bytes of its disks together, or None while it is not known.
         attempts: how often it was begun.
-        avoid: targets that did not answer.
         recover: an earlier run of the plan was killed while it worked on it.
     """
 
@@ -35,7 +34,6 @@ class Job:
     source: str
     size: int | None = None
     attempts: int = 0
-    avoid: set[str] = field(default_factory=set)
     recover: bool = False
     measured: bool = False
 
@@ -127,7 +125,7 @@ class Scheduler:
         if job.size is None and self._targets.wants_sizes:
             job.size = self._measure(job.instance)
         size = job.size or 0
-        target = self._targets.take(source.name, size, avoid=job.avoid)
+        target = self._targets.take(source.name, size)
         if target is None:
             return None
         heapq.heappop(source.heap)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+TROUBLE_S = 60.0
+"""For so long a node that did not answer is left alone where there are others."""
 TargetChoice = Literal["fixed", "round-robin", "most-free"]
 
 
@@ -47,9 +50,14 @@ class Targets:
         names: the nodes, at least one; they take turns in this order.
         limit: exports that may go to one node at a time, at least one.
         choice: "fixed" has one node in `names`.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, names: Sequence[str], limit: int, choice: TargetChoice) -> None:
+    def __init__(
+        self, names: Sequence[str], limit: int, choice: TargetChoice, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._troubled: dict[str, float] = {}  # nodes that did not answer, and until when they are left alone
         self._limit = limit
         self._choice = choice
         self._targets = {name: _Target(name, turn) for turn, name in enumerate(names)}
@@ -67,25 +75,25 @@ class Targets:
         """Whether `take` goes by what exports will take up."""
         return self._choice == "most-free"
 
-    def take(self, source: str, size: int, *, avoid: Collection[str] = ()) -> str | None:
+    def take(self, source: str, size: int) -> str | None:
         """Choose the node of the next export, and count it there; None when no node can take it now.
 
         Args:
             source: the node that the disks lie on: it is chosen only where it is the only one there is.
             size: bytes that the export may come to take.
-            avoid: nodes that did not answer before: chosen only while no other can take it.
         """
+        self._forget_old_trouble()
         chosen: _Target | None = None
         aside: list[_Target] = []
         while self._open:
             *_, version, target = heapq.heappop(self._open)
             if version != target.version:
                 continue
-            if target.name != source and target.name not in avoid:
+            if target.name != source and target.name not in self._troubled:
                 chosen = target
                 break
             aside.append(target)
-        if chosen is None:
+        if chosen is None and self._only_troubled_besides(source):
             chosen = next((target for target in aside if target.name != source or len(self._targets) == 1), None)
         for target in aside:
             self._list(target)
@@ -105,6 +113,19 @@ class Targets:
         target.reserved -= size
         target.spent += stored
         self._list(target)
+
+    def trouble(self, name: str) -> None:
+        """Node `name` did not answer: for `TROUBLE_S` it is chosen only where every other one is in trouble as well."""
+        self._troubled[name] = self._clock() + TROUBLE_S
+
+    def _forget_old_trouble(self) -> None:
+        now = self._clock()
+        for name in [name for name, until in self._troubled.items() if until <= now]:
+            del self._troubled[name]
+
+    def _only_troubled_besides(self, source: str) -> bool:
+        sound = len(self._targets) - len(self._troubled)
+        return sound == (source in self._targets and source not in self._troubled)
 
     def spent(self, name: str) -> int:
         """What to give `tell_free` with the answer to a question that is asked now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diskhaul.fleet.targets import Targets
+from diskhaul.fleet.targets import TROUBLE_S, Targets
 
 
 def test_nodes_take_turns_and_the_own_one_is_passed_over() -> None:
@@ -23,10 +23,21 @@ def test_the_own_node_is_not_taken_while_others_are_only_busy() -> None:
     assert targets.take("alpha", 1) == "beta"
 
 
-def test_a_node_that_did_not_answer_is_taken_only_where_no_other_can_be() -> None:
+def test_a_node_that_did_not_answer_is_left_alone_for_a_while_where_there_are_others() -> None:
+    now = [0.0]
+    targets = Targets(("beta", "gamma"), 1, "round-robin", clock=lambda: now[0])
+    targets.trouble("beta")
+    assert [targets.take("alpha", 1), targets.take("alpha", 1)] == ["gamma", None]
+    now[0] = TROUBLE_S
+    assert targets.take("alpha", 1) == "beta"
+
+
+def test_where_no_other_node_answers_either_they_are_tried() -> None:
     targets = Targets(("beta", "gamma"), 1, "round-robin")
-    assert targets.take("alpha", 1, avoid={"beta"}) == "gamma"
-    assert targets.take("alpha", 1, avoid={"beta"}) == "beta"
+    targets.trouble("beta")
+    assert targets.take("gamma", 1) == "beta"
+    targets.trouble("gamma")
+    assert targets.take("alpha", 1) == "gamma"
 
 
 def test_the_most_room_counts_what_running_exports_may_come_to_take() -> None:
