@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .api import FreeExtents
 from .cancellation import CancellationToken
@@ -35,6 +35,9 @@ from .records import (
     TuneResult,
     VerifyResult,
 )
+
+if TYPE_CHECKING:
+    from .operations.fleet_export import FleetExportOperation
 
 Config = Cluster | Path | str
 DEFAULT_BENCH_TIME_S = 20.0
@@ -129,41 +132,28 @@ def fleet_export(
         LockTimeoutError: another process works on the plan.
         OperationFailedError: the plan could not be written; exports that ran have been stopped cleanly.
     """
-    from .fleet.listeners import OneAtATime
-    from .fleet.request import FleetLimits, FleetRequest
-    from .operations.fleet_export import FleetExportOperation
-    from .operations.fleet_export import Library as Functions
-
-    cluster = _cluster(config)
-    asked = patterns or tags or all_instances or to is not None or nodes or options is not None or order != "largest"
-    chosen = options or export_options(cluster)
-    request = FleetRequest(
-        patterns=tuple(patterns),
-        tags=tuple(tags),
-        everything=all_instances,
-        to=to or "",
-        nodes=tuple(nodes),
+    return fleet_operation(
+        patterns,
+        cluster=_cluster(config),
+        to=to,
+        tags=tags,
+        all_instances=all_instances,
+        nodes=nodes,
+        per_source=per_source,
+        per_target=per_target,
+        parallel=parallel,
+        bwlimit=bwlimit,
         order=order,
-        options={each.name: getattr(chosen, each.name) for each in fields(chosen) if each.name != "dry_run"},
-    )
-    listener = OneAtATime(on_event)
-    return FleetExportOperation(
-        RunContext(cluster, plugins=plugins, on_event=listener if on_event is not None else None, token=cancel),
-        Functions(export=export, recover=recover, list_exports=list_exports),
-        request=request if asked or not resume else None,
-        limits=FleetLimits(
-            per_source=per_source,
-            per_target=per_target,
-            parallel=parallel,
-            bwlimit=bwlimit,
-            retries=retries,
-            backoff_s=backoff_s,
-        ),
-        plan=plan or "",
+        retries=retries,
+        backoff_s=backoff_s,
+        plan=plan,
         resume=resume,
         discard=discard,
-        dry_run=dry_run or chosen.dry_run,
-        tell_one=listener,
+        dry_run=dry_run,
+        options=options,
+        plugins=plugins,
+        on_event=on_event,
+        cancel=cancel,
     ).run()
 
 
@@ -607,6 +597,58 @@ def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = 
         PluginError: a plugin that cannot be loaded or trusted, or two that provide backends of one name.
     """
     return PluginHost(_cluster(config) if config is not None else None, plugins).registered()
+
+
+def fleet_operation(
+    patterns: Sequence[str] = (),
+    *,
+    cluster: Cluster,
+    to: str | None = None,
+    tags: Sequence[str] = (),
+    all_instances: bool = False,
+    nodes: Sequence[str] = (),
+    order: Literal["largest", "smallest", "name"] = "largest",
+    plan: str | None = None,
+    resume: bool = False,
+    discard: bool = False,
+    dry_run: bool = False,
+    options: ExportOptions | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+    **limits: Any,
+) -> FleetExportOperation:
+    """The operation that `fleet_export` runs, for the command line, which asks it for more problems of a command with some."""
+    from .fleet.listeners import OneAtATime
+    from .fleet.request import FleetLimits, FleetRequest
+    from .operations.fleet_export import FleetExportOperation
+    from .operations.fleet_export import Library as Functions
+
+    if options is not None and not isinstance(options, ExportOptions):
+        raise RefusedError(f"options must be an ExportOptions, not {type(options).__name__}")
+    asked = patterns or tags or all_instances or to is not None or nodes or options is not None or order != "largest"
+    chosen = options or export_options(cluster)
+    request = FleetRequest(
+        patterns=tuple(patterns),
+        tags=tuple(tags),
+        everything=all_instances,
+        to=to or "",
+        nodes=tuple(nodes),
+        order=order,
+        options={each.name: getattr(chosen, each.name) for each in fields(chosen) if each.name != "dry_run"},
+    )
+    listener = OneAtATime(on_event)
+    return FleetExportOperation(
+        RunContext(cluster, plugins=plugins, on_event=listener if on_event is not None else None, token=cancel),
+        Functions(export=export, recover=recover, list_exports=list_exports),
+        request=request if asked or not resume else None,
+        limits=FleetLimits(**limits),
+        plan=plan or "",
+        resume=resume,
+        discard=discard,
+        dry_run=dry_run or chosen.dry_run,
+        tell_one=listener,
+    )
 
 
 def _cluster(config: Config) -> Cluster:

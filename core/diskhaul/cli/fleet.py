@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import RefusedError
 from .export import SECONDS, all_export_options, cluster_with
 from .fleet_progress import fleet_reporter
 from .invocation import Answer, Argument, GuestOperation, Invocation, Option, common_options
@@ -25,8 +27,26 @@ class _Group(click.Group):
         return " ".join((self.help or "").partition("\n\n")[0].split())
 
 
+def _further_problems(ctx: click.Context) -> Sequence[str]:
+    """What a fleet with the parameters that could be read would be refused for."""
+    from ..library import fleet_operation
+    from ..option_defaults import export_options
+
+    given = {name: value for name, value in ctx.params.items() if value is not None and name != "profile"}
+    own = {name: given.pop(name) for name in _OWN if name in given}
+    try:
+        cluster = ctx.ensure_object(Invocation).cluster()
+        fleet_operation(cluster=cluster, options=export_options(cluster, **given), **own).check_arguments()
+    except RefusedError as error:
+        from .flags import in_flags
+
+        return in_flags(error, ctx.command).problems
+    return ()
+
+
 class _FleetExport(GuestOperation):
     reporter = staticmethod(fleet_reporter)
+    further_problems = staticmethod(_further_problems)
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:

@@ -14,8 +14,8 @@ from .progress import Reporter, is_terminal
 from .text import count, duration, escape, iec
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.live import Live
-    from rich.table import Table
 
 _MOST_ROWS = 30  # of a live table: more do not fit on a screen
 
@@ -136,8 +136,9 @@ class FleetTable(FleetLines):
             except (OSError, ValueError):
                 pass  # the terminal is gone
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """What runs now, and the totals."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -158,9 +159,7 @@ class FleetTable(FleetLines):
             left = self.total - self.done - self.failed - len(self._running)
             seconds = max(now - self._began, 0.001)
             totals = f"{len(self._running)} running, {left} waiting, {self.done} done, {self.failed} failed of {self.total}"
-        table.caption = f"{totals}; {iec(sent)} sent, {iec(sent / seconds)}/s"
-        table.caption_justify = "left"
-        return table
+        return Group(table, Text(f"{totals}; {iec(sent)} sent, {iec(sent / seconds)}/s"))
 
     def _start(self) -> Live:
         from rich.console import Console
