@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +270,63 @@ def test_ctrl_c_ends_it_cleanly_and_the_plan_stays(fleet: Callable[..., Lab], st
     assert {member.state for member in members} == {"done", "pending"}
     assert resumed(lab, "--plan", "nightly")["exit_code"] == 0
     assert set(ids(lab)) == set(lab.instances)
+
+
+def test_a_guest_that_a_killed_client_left_down_runs_again_once_the_plan_goes_on(fleet: Callable[..., Lab], start: Start) -> None:
+    lab = fleet(2)
+    guest = lab.add_guest("web1.example.com", place=lab.path / "disks")
+    try:
+        process = start(lab, "web1", "--to", "beta", "--long-sleep", "--bwlimit", "100K", "--plan", "p", "--compress", "none")
+        until = time.monotonic() + DEADLINE_S
+        while guest.running and time.monotonic() < until:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"it ended with {process.wait(0.05)} before it had stopped the guest")
+        process.kill()
+        process.wait(DEADLINE_S)
+        assert not guest.running
+        assert resumed(lab, "--plan", "p", "--bwlimit", "0")["exit_code"] == 0
+        assert guest.running
+        assert len(ids(lab)["web1.example.com"]) == 1
+    finally:
+        guest.close()
+
+
+def test_an_export_that_was_published_just_before_the_client_died_counts(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(3)
+    first = diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    store = PlanStore(lab.state_dir)
+    # What a SIGKILL between the publication and its note leaves.
+    (_, last, _) = store.members("p")
+    store.record("p", [replace(last, state="running", export_id="")])
+    store.end("p", ended=False)
+    second = diskhaul.fleet_export(resume=True, config=lab.cluster())
+    assert second.exit_code == 0
+    assert [member.export_id for member in second.members] == [member.export_id for member in first.members]
+    assert [member.earlier for member in second.members] == [True, False, True]
+
+
+def test_a_cancelled_fleet_is_answered_stands_in_the_way_and_can_be_given_up(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(12)
+    token = diskhaul.CancellationToken()
+
+    def stop_after_one(event: Event) -> None:
+        if isinstance(event, MemberFinished) and event.state == "done":
+            token.cancel("the test wants it")
+
+    def again(**more: Any) -> diskhaul.FleetResult:
+        return diskhaul.fleet_export(["vm*"], to="beta", per_target=1, config=lab.cluster(), options=SMALL, **more)
+
+    result = again(on_event=stop_after_one, cancel=token)
+    assert (result.interrupted, result.exit_code) == (True, 130)
+    assert {member.state for member in result.members} == {"done", "pending"}
+    assert partials(lab) == Counter()
+    with pytest.raises(diskhaul.RefusedError, match=rf"plan {result.plan} is unfinished \(\d+ of 12 exported\)"):
+        again()
+    anew = again(discard=True)
+    assert anew.exit_code == 0
+    assert [member.earlier for member in anew.members] == [False] * 12
+    with pytest.raises(diskhaul.RefusedError, match="no plan is unfinished"):
+        diskhaul.fleet_export(resume=True, config=lab.cluster())
 
 
 def test_an_export_that_has_gone_since_is_made_again_and_the_others_are_not(fleet: Callable[..., Lab]) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..api import ExportStore, LockMode, Storage
 from ..cancellation import CancellationToken
-from ..errors import RefusedError
+from ..errors import RefusedError, UnknownNameError
 from ..events import Event, FleetStarted, MemberEvent
 from ..feedback import EventListener, Feedback
 from ..fleet.plan_store import PlannedMember, PlanStore, StoredPlan, same_request
@@ -25,7 +25,6 @@ from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
 from ..fleet.selection import select
 from ..fleet.targets import TargetChoice, Targets
-from ..formats.export_id import created_at
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
 from ..option_checks import option_problems
@@ -345,14 +344,8 @@ class FleetExportOperation(Operation[FleetResult]):
         job = order.job
         cluster = self._cluster_for(job.instance)
         if job.recover:
-            self._library.recover(
-                job.instance,
-                config=cluster,
-                lock_timeout_s=self._options.lock_timeout_s,
-                plugins=self.context.plugins,
-                cancel=self.token,
-            )
-            if published := self._published(order, cluster):
+            self._recover(job.instance, cluster)
+            if (published := self._published(order, cluster)) is not None:
                 return published
         limits = [limit for limit in (order.bwlimit, self._options.bwlimit) if limit]
         return self._library.export(
@@ -367,31 +360,48 @@ class FleetExportOperation(Operation[FleetResult]):
             cancel=self.token,
         )
 
-    def _published(self, order: ExportOrder, cluster: Cluster) -> ExportResult | None:
-        """The export that a killed client had published, and had no time to note, as a result; or None.
+    def _recover(self, instance: str, cluster: Cluster) -> None:
+        """Undo what the export of a killed client has left, and start its guest."""
+        try:
+            recovered = self._library.recover(
+                instance,
+                config=cluster,
+                lock_timeout_s=self._options.lock_timeout_s,
+                plugins=self.context.plugins,
+                cancel=self.token,
+            )
+        except UnknownNameError:
+            return  # no longer configured, and nothing left of it
+        for line in (*recovered.done, *recovered.incomplete):
+            self.feedback.warn(f"left by the client that was killed: {line}")
 
-        An instance that was to be removed is exported again all the same, so that it is.
-        """
-        if self._options.remove_instance and order.job.instance in self._instances:
-            return None
-        listed = self._library.list_exports(order.job.instance, config=cluster, plugins=self.context.plugins)
-        found = [each for each in listed.exports if each.valid and created_at(each.export_id).timestamp() >= int(order.begun)]
+    def _published(self, order: ExportOrder, cluster: Cluster) -> ExportResult | None:
+        """The export that a killed client had published, and had no time to note, as a result; or None."""
+        name, source = order.job.instance, order.job.source
+        listed = self._library.list_exports(config=cluster, instance=name, plugins=self.context.plugins)
+        found = [each for each in listed.exports if each.valid and each.created.timestamp() >= int(order.begun)]
         if not found:
             return None
         export = found[-1]
-        nothing_done = Plan(
+        known = Plan(
             operation="export",
             run_id=self.context.run_id,
             cluster=cluster.name,
-            instance=self._instances[order.job.instance],
-            source=self._nodes.get(order.job.source),
+            instance=self._instances.get(name) or Instance(name=name, node=source),
+            source=self._nodes.get(source),
             target=self._nodes.get(export.node),
             running=False,
             downtime="none",
             steps=(),
         )
+        doubt = f"whether {name} was removed after its export is not known: look, and remove it by hand"
         return ExportResult(
-            run_id=self.context.run_id, instance=order.job.instance, node=export.node, plan=nothing_done, export=export
+            run_id=self.context.run_id,
+            instance=name,
+            node=export.node,
+            plan=known,
+            export=export,
+            incomplete=(doubt,) if self._options.remove_instance else (),
         )
 
     def _cluster_for(self, instance: str) -> Cluster:
