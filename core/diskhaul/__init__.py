@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .library import (
         bench as bench,
         export as export,
+        fleet_export as fleet_export,
         free_extents as free_extents,
         import_ as import_,
         inspect as inspect,
@@ -115,6 +116,8 @@ if TYPE_CHECKING:
         ExportRecord as ExportRecord,
         ExportResult as ExportResult,
         Finding as Finding,
+        FleetMember as FleetMember,
+        FleetResult as FleetResult,
         ImportResult as ImportResult,
         InspectedDisk as InspectedDisk,
         ListResult as ListResult,
@@ -147,16 +150,17 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
     "library": (
-        "bench export free_extents import_ inspect list_exports plan plugins_report prune recover remove show tune verify"
+        "bench export fleet_export free_extents import_ inspect list_exports plan plugins_report prune recover remove show tune "
+        "verify"
     ),
     "model": "Cluster Disk Instance Nic Node",
     "option_defaults": "export_options import_options with_profile",
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
     "profile": "load_profile save_profile",
     "records": (
-        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding ImportResult InspectedDisk "
-        "ListResult Measurement PathLimit Plan PlannedDisk Profile RecoverResult RemovalResult TuneResult TuneRound TuneTrial "
-        "VerifyResult"
+        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult "
+        "ImportResult InspectedDisk ListResult Measurement PathLimit Plan PlannedDisk Profile RecoverResult RemovalResult "
+        "TuneResult TuneRound TuneTrial VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -150,6 +150,64 @@ class TrialFinished(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStarted(Event):
+    """A fleet begins, or goes on: `total` instances, of which `done` were exported by earlier runs of the plan."""
+
+    kind: ClassVar[str] = "fleet-started"
+    plan: str
+    total: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberStarted(Event):
+    """An export of a fleet begins; `size` is that of its disks in bytes, 0 where it was not needed."""
+
+    kind: ClassVar[str] = "member-started"
+    instance: str
+    source: str
+    target: str
+    attempt: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberFinished(Event):
+    """An attempt at an export of a fleet is over.
+
+    Attributes:
+        state: "done", "failed", "retry" (it begins again after `retry_in_s` seconds) or "pending" (the fleet was stopped).
+        exit_code, error: as in `OperationFinished`.
+    """
+
+    kind: ClassVar[str] = "member-finished"
+    instance: str
+    source: str
+    target: str
+    attempt: int
+    state: str
+    exit_code: int
+    seconds: float
+    error: str = ""
+    export_id: str = ""
+    retry_in_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberEvent(Event):
+    """What one export of a fleet tells; as a JSON line it is `event` with `instance`, `source` and `target` added."""
+
+    kind: ClassVar[str] = "member"
+    instance: str
+    source: str
+    target: str
+    event: Event
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.event.as_dict() | {"instance": self.instance, "source": self.source, "target": self.target}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warned(Event):
     """Something is not as it should be, and the operation goes on."""
 

@@ -7,7 +7,9 @@ cannot be used. Both are refusals (`RefusedError`): nothing was touched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from .api import FreeExtents
 from .cancellation import CancellationToken
@@ -23,6 +25,7 @@ from .records import (
     BenchResult,
     ExportDetails,
     ExportResult,
+    FleetResult,
     ImportResult,
     InspectedDisk,
     ListResult,
@@ -32,6 +35,9 @@ from .records import (
     TuneResult,
     VerifyResult,
 )
+
+if TYPE_CHECKING:
+    from .operations.fleet_export import FleetExportOperation
 
 Config = Cluster | Path | str
 DEFAULT_BENCH_TIME_S = 20.0
@@ -72,6 +78,84 @@ def export(
     cluster = _cluster(config)
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
     return run_where_it_belongs(ExportOperation, context, instance, node, options or export_options(cluster))
+
+
+def fleet_export(
+    patterns: Sequence[str] = (),
+    *,
+    config: Config,
+    to: str | None = None,
+    tags: Sequence[str] = (),
+    all_instances: bool = False,
+    nodes: Sequence[str] = (),
+    per_source: int = 2,
+    per_target: int = 2,
+    parallel: int = 8,
+    bwlimit: int = 0,
+    order: Literal["largest", "smallest", "name"] = "largest",
+    retries: int = 2,
+    backoff_s: float = 30.0,
+    plan: str | None = None,
+    resume: bool = False,
+    discard: bool = False,
+    dry_run: bool = False,
+    options: ExportOptions | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> FleetResult:
+    """Export many instances, each as `export` does, within limits, by a plan that survives this process (``docs/fleet.md``).
+
+    Args:
+        patterns: names, or globs that full names or their first labels fit.
+        to: a node; "round-robin", each of `nodes` in turn; or "most-free", the one with the most room.
+        tags: only instances that have one of them.
+        all_instances: in place of patterns and tags, every instance.
+        nodes: what targets are chosen from; empty is every node that takes exports.
+        per_source, per_target: exports that may run at a time of the instances of one node, and to one node.
+        parallel: exports that may run at a time, together.
+        bwlimit: bytes a second that all of them together may read; 0 is no limit. Each gets its share when it begins.
+        order: what comes first.
+        retries: further attempts at an export that failed in a way that may pass.
+        backoff_s: seconds before the first of them, doubled each time, up to half of it taken off at random.
+        plan: the plan's name; None makes one up, or, with `resume`, means the only unfinished one.
+        resume: go on with the plan: only limits, retries and `plan` may be given besides. What had failed is tried again.
+        discard: give up an unfinished plan of this name, or with the same arguments, and begin anew.
+        dry_run: say which instance would go where, and in which order; `ExportOptions.dry_run` means the same.
+        options: of every export; their own `bwlimit` is that of each.
+        plugins, on_event, cancel: as in `export`. What an export tells comes as `diskhaul.events.MemberEvent`.
+
+    Returns:
+        What became of every instance. Exports that failed, and a cancelled fleet, are not raised: `FleetResult.exit_code` tells.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason. A plan that is unfinished is one.
+        LockTimeoutError: another process works on the plan.
+        OperationFailedError: the plan could not be written; exports that ran have been stopped cleanly.
+    """
+    return fleet_operation(
+        patterns,
+        cluster=_cluster(config),
+        to=to,
+        tags=tags,
+        all_instances=all_instances,
+        nodes=nodes,
+        per_source=per_source,
+        per_target=per_target,
+        parallel=parallel,
+        bwlimit=bwlimit,
+        order=order,
+        retries=retries,
+        backoff_s=backoff_s,
+        plan=plan,
+        resume=resume,
+        discard=discard,
+        dry_run=dry_run,
+        options=options,
+        plugins=plugins,
+        on_event=on_event,
+        cancel=cancel,
+    ).run()
 
 
 def plan(
@@ -519,6 +603,58 @@ def plugins_report(config: Config | None = None, *, plugins: Sequence[object] = 
     return PluginHost(_cluster(config) if config is not None else None, plugins).registered()
 
 
+def fleet_operation(
+    patterns: Sequence[str] = (),
+    *,
+    cluster: Cluster,
+    to: str | None = None,
+    tags: Sequence[str] = (),
+    all_instances: bool = False,
+    nodes: Sequence[str] = (),
+    order: Literal["largest", "smallest", "name"] = "largest",
+    plan: str | None = None,
+    resume: bool = False,
+    discard: bool = False,
+    dry_run: bool = False,
+    options: ExportOptions | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+    **limits: Any,
+) -> FleetExportOperation:
+    """The operation that `fleet_export` runs, for the command line, which asks it for more problems of a command with some."""
+    from .fleet.listeners import OneAtATime
+    from .fleet.request import FleetLimits, FleetRequest
+    from .operations.fleet_export import FleetExportOperation
+    from .operations.fleet_export import Library as Functions
+
+    if options is not None and not isinstance(options, ExportOptions):
+        raise RefusedError(f"options must be an ExportOptions, not {type(options).__name__}")
+    asked = patterns or tags or all_instances or to is not None or nodes or options is not None or order != "largest"
+    chosen = options or export_options(cluster)
+    request = FleetRequest(
+        patterns=tuple(patterns),
+        tags=tuple(tags),
+        everything=all_instances,
+        to=to or "",
+        nodes=tuple(nodes),
+        order=order,
+        options={each.name: getattr(chosen, each.name) for each in fields(chosen) if each.name != "dry_run"},
+    )
+    listener = OneAtATime(on_event)
+    return FleetExportOperation(
+        RunContext(cluster, plugins=plugins, on_event=listener if on_event is not None else None, token=cancel),
+        Functions(export=export, recover=recover, list_exports=list_exports),
+        request=request if asked or not resume else None,
+        limits=FleetLimits(**limits),
+        plan=plan or "",
+        resume=resume,
+        discard=discard,
+        dry_run=dry_run or chosen.dry_run,
+        tell_one=listener,
+    )
+
+
 def _cluster(config: Config) -> Cluster:
     if isinstance(config, Cluster):
         return config
@@ -559,6 +695,7 @@ def _context_for(
 __all__ = [
     "bench",
     "export",
+    "fleet_export",
     "free_extents",
     "import_",
     "inspect",

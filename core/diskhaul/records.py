@@ -283,6 +283,76 @@ class ExportDetails:
     manifest: Mapping[str, object]
 
 
+# --- fleets -----------------------------------------------------------------------------------------------------------
+
+WORST_FIRST = (1, 6, 3, 5, 2, 4, 0)
+"""Exit codes of exports from the worst to the best: unexpected, damaged, failed, locked, refused, incomplete, done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetMember:
+    """What became of one instance of a fleet.
+
+    Attributes:
+        source: the node its disks lie on.
+        target: the node its export went to, or was to go to when it was tried last; "" where it was not tried.
+        state: "done", "failed", or "pending": not begun, or interrupted, and to be begun by a later run of the plan.
+        exit_code: that of its export; meaningless while it is pending.
+        attempts: how often it was begun, in all runs of the plan.
+        error: what went wrong the last time, or "".
+        remedy: what to do about that, or "".
+        size: bytes of its disks together, 0 where nobody measured them.
+        seconds: how long the last attempt took.
+        earlier: it was done, or had failed, before this run of the plan.
+        incomplete: as in `ExportResult`.
+    """
+
+    instance: str
+    source: str
+    target: str = ""
+    state: Literal["done", "failed", "pending"] = "pending"
+    exit_code: int = 0
+    attempts: int = 0
+    export_id: str = ""
+    error: str = ""
+    remedy: str = ""
+    size: int = 0
+    bytes_read: int = 0
+    stored_bytes: int = 0
+    seconds: float = 0.0
+    earlier: bool = False
+    incomplete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetResult:
+    """What a fleet's exports came to. What failed is not raised.
+
+    Attributes:
+        plan: the name of the plan, for ``resume``; "" after a dry run.
+        members: every instance of the plan, by name; after a dry run in the order in which they would begin.
+        interrupted: it was cancelled: the plan is not at its end.
+        seconds: how long this run of the plan took.
+    """
+
+    run_id: str
+    plan: str
+    members: tuple[FleetMember, ...]
+    interrupted: bool = False
+    dry_run: bool = False
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """130 when it was interrupted, else the worst of the instances (`WORST_FIRST`)."""
+        if self.interrupted:
+            return 130
+        codes = {member.exit_code for member in self.members}
+        unlisted = codes - set(WORST_FIRST)
+        return max(unlisted) if unlisted else next((code for code in WORST_FIRST if code in codes), 0)
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
 

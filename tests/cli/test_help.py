@@ -12,7 +12,7 @@ from diskhaul.cli.main import cli
 from .conftest import ENVIRONMENT
 
 COMMANDS = [
-    *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover"),
+    *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover", "fleet"),
     *("inspect", "certs", "node", "bench", "tune", "plugins", "doctor", "demo"),
 ]
 PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
@@ -49,6 +49,7 @@ FLAGS = {
     "remove": ["--node", "--all", "--dry-run"],
     "prune": ["--node", "--keep-last", "--keep-daily", "--keep-weekly", "--keep-monthly", "--keep-yearly", "--dry-run"],
     "recover": [],
+    "fleet": [],
     "inspect": ["--zero-fill", "--svg"],
     "certs": ["--dir", "--cluster", "--role", "--dns", "--days", "--force"],
     "node": ["--node"],
@@ -108,7 +109,7 @@ def test_the_flags_are_those_of_the_design(name: str) -> None:
 
 
 def test_no_command_of_a_later_release_is_there_as_a_stub() -> None:
-    for name in ("prepare", "receive", "move", "fleet"):
+    for name in ("prepare", "receive", "move"):
         result = CliRunner().invoke(cli, [name])
         assert result.exit_code == 2
         assert f"No such command '{name}'" in result.output

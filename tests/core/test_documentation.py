@@ -466,8 +466,12 @@ def test_every_option_of_the_built_in_backends_is_described() -> None:
 
 
 def _command(name: str) -> click.Command:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
+    command: click.Command = cli
+    for part in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), part)
+        assert found is not None
+        command = found
     return command
 
 
@@ -477,7 +481,7 @@ def _options(command: click.Command) -> set[str]:
     return {spelling for option in shown for spelling in (*option.opts, *option.secondary_opts)}
 
 
-@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
+@pytest.mark.parametrize("name", [*cli.list_commands(click.Context(cli)), "fleet export"])
 def test_every_command_is_described_with_every_option_and_no_other(name: str) -> None:
     command = _command(name)
     argument = "".join(f" {option.metavar}" for option in command.params if isinstance(option, click.Argument))

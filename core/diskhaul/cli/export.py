@@ -97,7 +97,7 @@ def _export_options(function: F) -> F:
     return function
 
 
-def _cluster(invocation: Invocation, profile: Profile | None) -> Cluster:
+def cluster_with(invocation: Invocation, profile: Profile | None) -> Cluster:
     """The cluster, with what the profile sets over its defaults."""
     import diskhaul
 
@@ -105,7 +105,8 @@ def _cluster(invocation: Invocation, profile: Profile | None) -> Cluster:
     return cluster if profile is None else diskhaul.with_profile(cluster, profile)
 
 
-def _all_options(function: F) -> F:
+def all_export_options(function: F) -> F:
+    """Add the options of an export, but for ``--dry-run``; the command gets them by their names, and ``profile``."""
     return _export_options(path_options(profile_option(function)))
 
 
@@ -142,7 +143,7 @@ class _PlanCommand(Operation):
 @click.command("export", cls=_ExportCommand)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export goes to.")
-@_all_options
+@all_export_options
 @click.option(
     "--dry-run", cls=Option, is_flag=True, default=None, help="Check everything, run the pre hook scripts, and touch nothing."
 )
@@ -164,7 +165,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
 
     from .render import export_text, notes
 
-    cluster = _cluster(invocation, profile)
+    cluster = cluster_with(invocation, profile)
     result = diskhaul.export(
         instance,
         node=node,
@@ -185,7 +186,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
 @click.command("plan", cls=_PlanCommand)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node the export would go to.")
-@_all_options
+@all_export_options
 @common_options(hidden=True)
 @click.pass_obj
 def plan_command(invocation: Invocation, /, instance: str, node: str, profile: Profile | None, **given: Any) -> Answer:
@@ -203,7 +204,7 @@ def plan_command(invocation: Invocation, /, instance: str, node: str, profile: P
 
     from .render import plan_text
 
-    cluster = _cluster(invocation, profile)
+    cluster = cluster_with(invocation, profile)
     plan = diskhaul.plan(
         instance,
         node=node,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .progress import Reporter
 
 _PROBLEMS = "diskhaul.cli.problems"
+MakeReporter = Callable[..., "Reporter"]  # with quiet= and bars=
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -107,7 +108,7 @@ class Invocation:
             self._reporter(event)
 
     @contextmanager
-    def running(self, *, cancellable: bool, guest: bool) -> Iterator[None]:
+    def running(self, *, cancellable: bool, guest: bool, reporter: MakeReporter | None = None) -> Iterator[None]:
         """Hold everything a command needs while it runs.
 
         Raises:
@@ -122,11 +123,11 @@ class Invocation:
                 if self.json and _has_descriptor(sys.stdout) and self._log.is_same_file_as(sys.stdout.fileno()):
                     raise RefusedError("--events and --json would both write to standard output: choose another --events FILE")
             if cancellable:
-                from .progress import reporter
+                from .progress import reporter as usual_reporter
                 from .signals import stopping_cleanly
 
                 stack.enter_context(stopping_cleanly(self.cancel, guest=guest))
-                self._reporter = stack.enter_context(reporter(quiet=self.quiet, bars=self.progress))
+                self._reporter = stack.enter_context((reporter or usual_reporter)(quiet=self.quiet, bars=self.progress))
             yield
 
     def print(self, answer: Answer) -> int:
@@ -230,6 +231,8 @@ class Command(click.Command):
 
     cancellable = False
     guest = False
+    reporter: MakeReporter | None = None
+    """Makes what shows progress; None is that of a single operation."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """Return the whole first paragraph of the help; click would cut it at 45 characters."""
@@ -247,7 +250,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> int:
         invocation = ctx.ensure_object(Invocation)
-        with invocation.running(cancellable=self.cancellable, guest=self.guest):
+        with invocation.running(cancellable=self.cancellable, guest=self.guest, reporter=self.reporter):
             with ExitStack() as stack:
                 if invocation.json:
                     stack.enter_context(standard_output_reserved())

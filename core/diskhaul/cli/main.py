@@ -25,6 +25,7 @@ _COMMANDS = {
     "prune": "exports",
     "plan": "export",
     "recover": "recover",
+    "fleet": "fleet",
     "inspect": "inspection",
     "certs": "certs",
     "node": "node",

@@ -42,9 +42,12 @@ def reporter(*, quiet: bool, bars: bool, stream: TextIO | None = None) -> Report
         return Reporter(stream)
     if not bars:
         return StageReporter(stream)
-    if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
-        return BarReporter(stream)
-    return LineReporter(stream)
+    return BarReporter(stream) if is_terminal(stream) else LineReporter(stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether what is written to `stream` can be overwritten."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 class Reporter:

@@ -37,6 +37,8 @@ _OUTCOMES = {0: "ok", 4: "ok", 2: "refused", 130: "interrupted"}
 class LockLevel(IntEnum):
     """Locks are taken level by level in this order, and by name inside a level, so that operations can never deadlock."""
 
+    FLEET = 0
+    """A fleet's plan, exclusive for the one client that works on it. The fleet's exports take the others."""
     CLUSTER = 1
     INSTANCE = 2
     NODE = 3

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import cast
 
 from ..api import DiskRegion, ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
-from ..errors import DiskhaulError, GuestError, InterruptedRunError, RefusedError, UnknownBackendError
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, RefusedError, UnknownBackendError, UnreachableNodeError
 from ..feedback import Feedback
 from ..formats.codec import parse_compress
 from ..formats.manifest import read_manifest
@@ -55,6 +55,7 @@ class ExportOperation(Operation[ExportResult]):
         self.zero_fills: dict[int, tuple[str, ZeroFill]] = {}
         self.shared: frozenset[int] = frozenset()
         self.running = self.owed_start = False
+        self._unreachable: UnreachableNodeError | None = None
         self.instance: Instance
         self.source: Node
         self.target: Node
@@ -154,7 +155,8 @@ class ExportOperation(Operation[ExportResult]):
             problems += self._layout_problems()
             problems += problems_from("clean-up", self._cleanup_problems)
             if problems:
-                raise RefusedError(problems)
+                # Raised from what may pass where that is all there is, so that those who try again can tell.
+                raise RefusedError(problems) from (self._unreachable if problems == [str(self._unreachable)] else None)
             self.shared = self._shared_disks(sources)
             self.plan = self._make_plan(sources, free)
         finally:
@@ -242,6 +244,7 @@ class ExportOperation(Operation[ExportResult]):
             found, free = on_node(self.host, self.target, _store_facts, self.instance.name, direct)
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             problems += failure_lines(f"node {self.target.name}", error)
+            self._unreachable = error if isinstance(error, UnreachableNodeError) else None
             return None
         problems += found
         return free

@@ -1,0 +1,196 @@
+"""Plans of fleets: what was asked, and how far each instance is, so that a client that died can go on.
+
+An SQLite database in the cluster's state directory, beside the journal. What an export does to guests and nodes is the journal's;
+here is only which exports there are to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import OperationFailedError, RefusedError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+FILE_NAME = "fleet.sqlite"
+SCHEMA_VERSION = 1
+KEPT_PLANS = 20
+"""So many plans that are at their end are kept, for looking at."""
+_LOCKED_S = 30.0  # how long another process may hold the database
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS plans (
+    name TEXT PRIMARY KEY, begun REAL NOT NULL, ended REAL, request TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS members (
+    plan TEXT NOT NULL REFERENCES plans(name) ON DELETE CASCADE,
+    instance TEXT NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL, target TEXT NOT NULL, attempts INTEGER NOT NULL,
+    begun REAL NOT NULL, seconds REAL NOT NULL, export_id TEXT NOT NULL, exit_code INTEGER NOT NULL, error TEXT NOT NULL,
+    remedy TEXT NOT NULL, size INTEGER NOT NULL, bytes_read INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
+    incomplete TEXT NOT NULL,
+    PRIMARY KEY (plan, instance)
+) WITHOUT ROWID;
+"""
+
+MemberState = Literal["pending", "running", "done", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMember:
+    """How far one instance of a plan is. `begun` is seconds since the epoch; the rest is as in `diskhaul.FleetMember`."""
+
+    instance: str
+    source: str
+    state: MemberState = "pending"
+    target: str = ""
+    attempts: int = 0
+    begun: float = 0.0
+    seconds: float = 0.0
+    export_id: str = ""
+    exit_code: int = 0
+    error: str = ""
+    remedy: str = ""
+    size: int = 0
+    bytes_read: int = 0
+    stored_bytes: int = 0
+    incomplete: tuple[str, ...] = ()
+
+
+_COLUMNS = [each.name for each in fields(PlannedMember)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPlan:
+    """A plan as a whole. `begun` and `ended` (None: it is not at its end) are seconds since the epoch."""
+
+    name: str
+    begun: float
+    ended: float | None
+    request: Mapping[str, Any]
+    total: int
+    done: int
+
+
+class PlanStore:
+    """The plans of one cluster. Every method is one durable transaction; safe to use from several threads and processes.
+
+    Raises:
+        RefusedError: it cannot be made, or is of a newer version.
+        OperationFailedError: from the methods; it could not be read or written.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        import sqlite3
+
+        self._path = state_dir / FILE_NAME
+        try:
+            state_dir.mkdir(mode=0o700, exist_ok=True)
+            self._make_file()
+            with self._connection() as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    connection.executescript(_SCHEMA)
+                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except (OSError, sqlite3.Error, OperationFailedError) as error:
+            raise RefusedError(f"state_dir {state_dir}: plans of fleets cannot be kept: {error}; check the directory") from error
+        if version > SCHEMA_VERSION:
+            raise RefusedError(f"{self._path} was written by a newer diskhaul (version {version}): use that one")
+
+    @staticmethod
+    def is_in(state_dir: Path) -> bool:
+        """Whether there is one; making a `PlanStore` makes one."""
+        return os.path.lexists(state_dir / FILE_NAME)
+
+    def _make_file(self) -> None:
+        """Create the database, readable by nobody else, without opening it outside SQLite (as the journal explains)."""
+        try:
+            os.mknod(self._path, stat.S_IFREG | 0o600)
+        except FileExistsError:
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise OSError(f"{self._path} is not a regular file") from None
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # not at the top: start-up time
+
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_LOCKED_S)) as connection:
+                connection.execute("PRAGMA synchronous = EXTRA")  # the directory too: what is recorded survives a power cut
+                connection.execute("PRAGMA foreign_keys = ON")
+                with connection:
+                    yield connection
+        except sqlite3.Error as error:
+            raise OperationFailedError(f"{self._path}: the plan could not be read or written: {error}") from error
+
+    def begin(self, name: str, request: Mapping[str, Any], members: Iterable[PlannedMember]) -> None:
+        """Put a plan in the place of what there was of that name, and forget the oldest ones that are at their end."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM plans WHERE name = ?", (name,))
+            connection.execute(
+                "DELETE FROM plans WHERE ended IS NOT NULL AND name NOT IN "
+                "(SELECT name FROM plans WHERE ended IS NOT NULL ORDER BY ended DESC LIMIT ?)",
+                (KEPT_PLANS,),
+            )
+            connection.execute("INSERT INTO plans VALUES (?, ?, NULL, ?)", (name, time.time(), _text(request)))
+            _write(connection, name, members)
+
+    def record(self, name: str, members: Sequence[PlannedMember]) -> None:
+        """Say how far these members are now."""
+        with self._connection() as connection:
+            _write(connection, name, members)
+
+    def end(self, name: str, *, ended: bool = True) -> None:
+        """The plan is at its end, or, with `ended` false, goes on after all."""
+        with self._connection() as connection:
+            connection.execute("UPDATE plans SET ended = ? WHERE name = ?", (time.time() if ended else None, name))
+
+    def plans(self) -> list[StoredPlan]:
+        """Every plan, newest first."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT name, begun, ended, request, (SELECT COUNT(*) FROM members WHERE plan = name), "
+                "(SELECT COUNT(*) FROM members WHERE plan = name AND state = 'done') FROM plans ORDER BY begun DESC"
+            ).fetchall()
+        return [
+            StoredPlan(name=name, begun=begun, ended=ended, request=json.loads(request), total=total, done=done)
+            for name, begun, ended, request, total, done in rows
+        ]
+
+    def members(self, name: str) -> list[PlannedMember]:
+        """The members of a plan, by name."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                f"SELECT {', '.join(_COLUMNS)} FROM members WHERE plan = ? ORDER BY instance", (name,)
+            ).fetchall()
+        return [
+            PlannedMember(**dict(zip(_COLUMNS[:-1], row[:-1], strict=True)), incomplete=tuple(json.loads(row[-1])))
+            for row in rows
+        ]
+
+
+def same_request(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two requests, of which one has been in the store, ask for the same."""
+    return _text(a) == _text(b)
+
+
+def _write(connection: sqlite3.Connection, plan: str, members: Iterable[PlannedMember]) -> None:
+    connection.executemany(
+        f"INSERT OR REPLACE INTO members (plan, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})",
+        (
+            (plan, *(getattr(member, column) for column in _COLUMNS[:-1]), json.dumps(list(member.incomplete)))
+            for member in members
+        ),
+    )
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True)
