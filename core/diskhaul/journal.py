@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .database import make_database, transaction
 from .errors import RefusedError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing"
 export, an export being removed."""
 
 _FILE_NAME = "journal.sqlite"
-_LOCKED_S = 30.0  # how long another process may hold the database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, operation TEXT NOT NULL, instance TEXT NOT NULL, started REAL NOT NULL);
@@ -66,8 +65,7 @@ class Journal:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / _FILE_NAME
         try:
-            state_dir.mkdir(mode=0o700, exist_ok=True)
-            self._make_file()
+            make_database(self._path)
             with self._connection() as connection:
                 connection.executescript(_SCHEMA)
         except (OSError, self._database_error()) as error:
@@ -78,34 +76,14 @@ class Journal:
         """Whether there is a journal; making a `Journal` makes one."""
         return os.path.lexists(state_dir / _FILE_NAME)
 
-    def _make_file(self) -> None:
-        """Create the database, readable by nobody else.
-
-        It must never be opened and closed outside SQLite: closing any descriptor of a file drops all locks that the process,
-        other threads included, holds on it (POSIX). So it is made without being opened.
-        """
-        try:
-            os.mknod(self._path, stat.S_IFREG | 0o600)
-        except FileExistsError:
-            if not stat.S_ISREG(os.lstat(self._path).st_mode):
-                raise OSError(f"{self._path} is not a regular file") from None
-
     @staticmethod
     def _database_error() -> type[Exception]:
         import sqlite3
 
         return sqlite3.Error
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3  # not at the top: start-up time
-
-        # A connection per call: connections must not cross threads or forks, and calls are few.
-        with closing(sqlite3.connect(self._path, timeout=_LOCKED_S)) as connection:
-            connection.execute("PRAGMA synchronous = EXTRA")  # the directory too, so that a committed note survives a power cut
-            connection.execute("PRAGMA foreign_keys = ON")
-            with connection:
-                yield connection
+    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._path)
 
     def begin(self, run_id: str, operation: str, instance: str) -> None:
         """Open a run; its notes refer to it."""

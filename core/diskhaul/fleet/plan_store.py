@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..database import make_database, transaction
 from ..errors import OperationFailedError, RefusedError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ FILE_NAME = "fleet.sqlite"
 SCHEMA_VERSION = 1
 KEPT_PLANS = 20
 """So many plans that are at their end are kept, for looking at."""
-_LOCKED_S = 30.0  # how long another process may hold the database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
@@ -93,8 +92,7 @@ class PlanStore:
 
         self._path = state_dir / FILE_NAME
         try:
-            state_dir.mkdir(mode=0o700, exist_ok=True)
-            self._make_file()
+            make_database(self._path)
             with self._connection() as connection:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version == 0:
@@ -110,24 +108,13 @@ class PlanStore:
         """Whether there is one; making a `PlanStore` makes one."""
         return os.path.lexists(state_dir / FILE_NAME)
 
-    def _make_file(self) -> None:
-        """Create the database, readable by nobody else, without opening it outside SQLite (as the journal explains)."""
-        try:
-            os.mknod(self._path, stat.S_IFREG | 0o600)
-        except FileExistsError:
-            if not stat.S_ISREG(os.lstat(self._path).st_mode):
-                raise OSError(f"{self._path} is not a regular file") from None
-
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         import sqlite3  # not at the top: start-up time
 
         try:
-            with closing(sqlite3.connect(self._path, timeout=_LOCKED_S)) as connection:
-                connection.execute("PRAGMA synchronous = EXTRA")  # the directory too: what is recorded survives a power cut
-                connection.execute("PRAGMA foreign_keys = ON")
-                with connection:
-                    yield connection
+            with transaction(self._path) as connection:
+                yield connection
         except sqlite3.Error as error:
             raise OperationFailedError(f"{self._path}: the plan could not be read or written: {error}") from error
 
