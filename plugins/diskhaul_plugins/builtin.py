@@ -206,6 +206,6 @@ def diskhaul_engines() -> Iterator[EngineSpec]:
     yield EngineSpec(
         name="dask",
         summary="every node is a Dask worker; operations run where the instance lives",
-        create=_create("engines.dask", "DaskEngine"),
+        create=_create("engines.dask.engine", "DaskEngine"),
         capability=_capability("engines.dask"),
     )

@@ -6,10 +6,6 @@ from importlib.util import find_spec
 
 from diskhaul.api import Capability
 
-from .engine import DaskEngine
-
-__all__ = ["DaskEngine", "capability"]
-
 
 def capability() -> Capability:
     """Works where Dask's distributed is installed."""
