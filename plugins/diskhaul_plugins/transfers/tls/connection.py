@@ -6,7 +6,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diskhaul.api import Buffer
@@ -177,7 +177,7 @@ class Dialler:
             connection.send_document(Kind.HELLO, hello | asked)
             kind, answer = connection.receive_document(Kind.READY, Kind.REFUSED)
             if kind is Kind.REFUSED:
-                raise self.refused(answer)
+                raise failure(self, answer)
             connection.set_timeout(self.settings.silence_s)
         except (WireError, AlertError) as error:
             connection.close()
@@ -209,10 +209,6 @@ class Dialler:
     def unreachable(self, why: object) -> UnreachableNodeError:
         return UnreachableNodeError(self.node.name, f"{self.label}: {why}")
 
-    def refused(self, answer: Mapping[str, Any]) -> OperationFailedError:
-        """What a receiver's refusal is for the caller: its sentence, made safe."""
-        return failure(self, answer)
-
 
 def failure(dialler: Dialler, answer: Mapping[str, Any]) -> OperationFailedError:
     """The error that a receiver told of."""
@@ -220,15 +216,3 @@ def failure(dialler: Dialler, answer: Mapping[str, Any]) -> OperationFailedError
     if answer.get("unreachable") is True:
         return dialler.unreachable(message)
     return StorageError(f"{dialler.label}: {message}", path=dialler.node.name)
-
-
-def documents(answer: Mapping[str, Any], name: str) -> Sequence[str]:
-    """A list of texts in an answer.
-
-    Raises:
-        WireError: it is something else.
-    """
-    values = field(answer, name, list)
-    if not all(isinstance(value, str) for value in values):
-        raise WireError(f"the field {name} is of the wrong kind")
-    return list(values)
