@@ -8,8 +8,10 @@ from dataclasses import fields
 from typing import get_args
 
 from .errors import DiskhaulError
+from .model import Cluster
 from .names import printable
 from .options import (
+    COMPRESSORS,
     MAX_CHUNK_SIZE,
     MAX_TIMEOUT_S,
     MIN_CHUNK_SIZE,
@@ -41,6 +43,14 @@ def option_problems(options: ExportOptions) -> list[str]:
         if (problem := value_problem(option.name, getattr(options, option.name)))
     }
     return [*wrong.values(), *_contradictions(options, _EXPORT_OPTIONS - wrong.keys())]
+
+
+def compression_problems(options: ExportOptions, cluster: Cluster) -> list[str]:
+    """Say, in one line, that `cluster` does not allow the compressor. One that is unknown is `option_problems`'."""
+    compressor = _method(str(options.compress))
+    if compressor not in COMPRESSORS or compressor in cluster.compression:
+        return []
+    return [f"compress {options.compress}: cluster {cluster.name} allows {', '.join(cluster.compression)}"]
 
 
 def default_problems(defaults: Mapping[str, object]) -> list[str]:

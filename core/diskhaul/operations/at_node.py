@@ -6,7 +6,7 @@ there whole, and what it tells comes back. The node goes by its own configuratio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from ..model import Node
 from ..records import RecoverResult
 from ..this_node import this_node
 from .base import Operation, RunContext, ending
+from .catalog import PARALLEL_NODES
 from .recover import RecoverOperation
 
 R = TypeVar("R")
-_PARALLEL_NODES = 16
 
 
 def run_where_it_belongs(kind: type[Operation[R]], context: RunContext, *arguments: Any, **options: Any) -> R:
@@ -35,9 +35,10 @@ def run_where_it_belongs(kind: type[Operation[R]], context: RunContext, *argumen
             until the node is back and recovers.
         DiskhaulError: what the operation raises.
     """
-    home = _home(kind(context, *arguments, **options))
+    operation = kind(context, *arguments, **options)
+    home = _home(operation)
     if home is None:
-        return kind(context, *arguments, **options).run()
+        return operation.run()
     engine, told = context.host.engine(), _Told(context)
 
     def run_there() -> R:
@@ -145,9 +146,17 @@ def _hooks_here(
     hook_dir = load_cluster(_own_configuration()).hook_dir
     if hook_dir is None:
         return []
-    # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
-    cancelled: Callable[[], bool] = lambda: phase == "pre" and link.token.cancelled  # noqa: E731  # a name for one argument
-    return list(run_hooks(hook_dir, phase, operation, nodes=[name], timeout_s=timeout_s, cancelled=cancelled, **arguments))
+    results = run_hooks(
+        hook_dir,
+        phase,
+        operation,
+        nodes=[name],
+        timeout_s=timeout_s,
+        # Once the work is done, the scripts that follow it run whatever is asked meanwhile.
+        cancelled=lambda: phase == "pre" and link.token.cancelled,
+        **arguments,
+    )
+    return list(results)
 
 
 # --- recovery ---------------------------------------------------------------------------------------------------------
@@ -171,7 +180,7 @@ def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s
             return RecoverResult(incomplete=(f"node {node.name}: {error}",))
 
     def everywhere() -> RecoverResult:
-        with ThreadPoolExecutor(_PARALLEL_NODES) as pool:
+        with ThreadPoolExecutor(PARALLEL_NODES) as pool:
             found = list(pool.map(at, nodes))
         return RecoverResult(
             done=tuple(line for result in found for line in result.done),

@@ -22,7 +22,8 @@ from ..records import ExportRecord, ListResult
 from .deadlines import within
 
 T = TypeVar("T")
-_PARALLEL_NODES = 16
+PARALLEL_NODES = 16
+"""How many nodes are asked something at once."""
 NODE_LIMIT_S = 120.0
 """How long a node may take to list its exports before it counts as unreachable."""
 
@@ -109,7 +110,7 @@ class Catalog:
             what = f"node {node.name}: listing its exports"
             return within(NODE_LIMIT_S, what, lambda: on_node(self._host, node, question(node)))
 
-        with ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
+        with ThreadPoolExecutor(max_workers=min(PARALLEL_NODES, max(1, len(self._nodes)))) as pool:
             yield from [(node, pool.submit(ask, node)) for node in self._nodes]
 
     def instances(self) -> set[str]:

@@ -14,8 +14,8 @@ from ..formats.codec import parse_compress
 from ..formats.manifest import read_manifest
 from ..model import Disk, Instance, Node
 from ..names import expand_name, name_problem
-from ..option_checks import option_problems
-from ..options import COMPRESSORS, ExportOptions
+from ..option_checks import compression_problems, option_problems
+from ..options import ExportOptions
 from ..pipeline.free_space import checked_free_extents
 from ..pipeline.source import Source
 from ..records import Downtime, ExportRecord, ExportResult, Plan, PlannedDisk
@@ -84,12 +84,7 @@ class ExportOperation(Operation[ExportResult]):
         ]
         if not isinstance(self.options, ExportOptions):
             return [*problems, f"options must be an ExportOptions, not {type(self.options).__name__}"]
-        problems += option_problems(self.options)
-        allowed = self.cluster.compression
-        compressor = str(self.options.compress).partition(":")[0]
-        if compressor in COMPRESSORS and compressor not in allowed:
-            problems.append(f"compress {self.options.compress}: cluster {self.cluster.name} allows {', '.join(allowed)}")
-        return problems
+        return [*problems, *option_problems(self.options), *compression_problems(self.options, self.cluster)]
 
     def _expanded(self) -> tuple[dict[str, str], list[RefusedError]]:
         """The full names of the instance and the node that were asked for, and why there are none."""

@@ -27,17 +27,16 @@ from ..fleet.selection import select
 from ..fleet.targets import TargetChoice, Targets
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
-from ..option_checks import option_problems
-from ..options import COMPRESSORS, ExportOptions
+from ..option_checks import compression_problems, option_problems
+from ..options import ExportOptions
 from ..pipeline.source import Source
 from ..records import ExportResult, FleetMember, FleetResult, ListResult, Plan, RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import on_node
+from .catalog import PARALLEL_NODES, on_node
 from .deadlines import within
 
 _ASK_ROOM_S = 30.0  # so often each node is asked for its free space
 _NODE_LIMIT_S = 30.0  # how long a node may take to answer one question
-_PARALLEL_NODES = 16
 
 
 class ExportFunction(Protocol):
@@ -153,12 +152,7 @@ class FleetExportOperation(Operation[FleetResult]):
             self._options = ExportOptions(**{name: value for name, value in self._request.options.items() if name in known})
         except TypeError as error:  # an option of a plan of another version
             return [f"options: {error}"]
-        problems = option_problems(self._options)
-        compressor = str(self._options.compress).partition(":")[0]
-        if compressor in COMPRESSORS and compressor not in self.cluster.compression:
-            allowed = ", ".join(self.cluster.compression)
-            problems.append(f"compress {self._options.compress}: cluster {self.cluster.name} allows {allowed}")
-        return problems
+        return [*option_problems(self._options), *compression_problems(self._options, self.cluster)]
 
     def _eligible(self) -> tuple[TargetChoice, list[str], list[str]]:
         """How targets are chosen, among which nodes, and what is wrong with that."""
@@ -454,7 +448,7 @@ class _RoomAsker:
         self._targets = targets
         self._asked_at: float | None = None
         self._answers: dict[str, tuple[int, Future[int | None]]] = {}
-        self._pool = ThreadPoolExecutor(max_workers=min(_PARALLEL_NODES, len(targets.names)), thread_name_prefix="diskhaul-room")
+        self._pool = ThreadPoolExecutor(max_workers=min(PARALLEL_NODES, len(targets.names)), thread_name_prefix="diskhaul-room")
 
     def __enter__(self) -> _RoomAsker:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from diskhaul.cancellation import CancellationToken
@@ -61,17 +61,13 @@ def serve_scheduler(settings: DaskSettings, *, token: CancellationToken, tell: C
         raise OperationFailedError(f"the scheduler cannot listen at {settings.scheduler}: {error}") from error
 
 
-def _run(work: Awaitable[None], settings: DaskSettings) -> None:
+def _run(work: Coroutine[Any, Any, None], settings: DaskSettings) -> None:
     import dask
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     silence = {"distributed.scheduler.worker-ttl": f"{max(settings.node_timeout_s, _LEAST_SILENCE_S)} s"}
     with dask.config.set(CONFIGURATION | silence):
-        asyncio.run(_awaited(work))
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
+        asyncio.run(work)
 
 
 async def _work(settings: DaskSettings, node: Node, token: CancellationToken, tell: Callable[[str], object]) -> None:
