@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from diskhaul.model import Cluster, Node
 from diskhaul.testing.conformance.engines import EngineConformance
 from diskhaul_plugins.engines.dask import engine as dask_engine
 from diskhaul_plugins.engines.dask.engine import DaskEngine
+
+from ..processes import end
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import tests
 LONG_S = 60.0
@@ -75,15 +76,7 @@ class Processes:
     def close(self) -> None:
         dask_engine.disconnect()
         for process in reversed(self.running):
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(LONG_S)
-            finally:
-                process.kill()
-                process.wait()
-                assert process.stdout is not None
-                process.stdout.close()
+            end(process, LONG_S)
 
 
 def engine_for(processes: Processes, tmp_path: Path, **more: Any) -> DaskEngine:

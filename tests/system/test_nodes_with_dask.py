@@ -22,6 +22,7 @@ import pytest
 
 import diskhaul
 
+from ..processes import end
 from .test_interrupted_programs import INSTANCE
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Nodes:
         """Run ``diskhaul node ...`` in a namespace; returns once it says that it works."""
         command = ["ip", "netns", "exec", self.space(name), *self.lab.command("node", *arguments, config=self.configs[name])]
         process = subprocess.Popen(command, env=self.lab.environment(), stderr=subprocess.PIPE, text=True)
-        self._stack.callback(self._end, process)
+        self._stack.callback(end, process, LONG_S)
         lines = self.lines.setdefault(name, [])
         ready = threading.Event()
 
@@ -137,17 +138,6 @@ class Nodes:
         assert ready.wait(LONG_S)
         assert process.poll() is None, lines
         return process
-
-    def _end(self, process: subprocess.Popen[str]) -> None:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(LONG_S)
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stderr is not None
-            process.stderr.close()
 
     def serve(self, name: str) -> subprocess.Popen[str]:
         return self.start(name, "serve", "--node", name)
@@ -318,7 +308,9 @@ def test_a_node_that_is_frozen_is_given_up_and_harms_nothing_when_it_comes_back(
     second = nodes.configs["alpha"]
     second.write_text(second.read_text().replace("[nodes.alpha.options]", '[nodes.alpha.options]\nlisten = ":7421"'))
     nodes.serve("alpha")
-    assert not any("recovery: undone" in line for line in nodes.lines["alpha"])
+    recovery = [line for line in nodes.lines["alpha"] if "recovery:" in line]
+    assert len(recovery) == 1
+    assert f"{INSTANCE}: still being worked on" in recovery[0]
     code, document = nodes.run("export", INSTANCE, "--node", "gamma")
     assert code == 5, json.dumps(document)
 
