@@ -82,7 +82,7 @@ def settings_from(context: BackendContext) -> DaskSettings:
         problems.append(f"backend_options.dask.slots: {slots!r} is not a number from 1 to 1000")
     if context.cluster.backends.get("lock", "file") == "file" and options.get("shared_state_dir") is not True:
         problems.append(
-            "backends.lock: lock files keep apart the processes of one machine only: with engine dask use lock = 'etcd', "
+            "backends.lock: lock files keep apart the processes of one machine only: with engine dask use a lock service, "
             "or say backend_options.dask.shared_state_dir = true where all nodes mount the same state_dir"
         )
     if problems:
