@@ -71,7 +71,7 @@ class Network:
         ip("link", "set", self._link(name), "up")
 
     def close(self) -> None:
-        """Kill what runs in the namespaces, and remove them, their links and the bridge. Goes through to the end, then complains."""
+        """Kill what runs in the namespaces, and remove them, their links and the bridge; complains at the end."""
         problems = []
         present = {line.split()[0] for line in ip("netns", "list").stdout.splitlines() if line.strip()}
         for name in self._names:

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-
 from tests.network import Network, ip
 
 SERVER = """
