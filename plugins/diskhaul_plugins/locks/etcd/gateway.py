@@ -9,6 +9,7 @@ remembers. Formats: etcd's ``rpc.proto`` (API v3), https://etcd.io/docs/v3.4/dev
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -145,5 +146,10 @@ def decode(text: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
+    """What went wrong, in few words. Those of requests repeat the address, and wrap the system's own error several times."""
     text = getattr(error, "detail_text", None) or str(error) or type(error).__name__
+    system = re.search(r"\[Errno -?\d+\] ([^\"')]+)", text)
+    if system is not None:
+        text = system[1]
+    text = re.sub(r"HTTPS?ConnectionPool\([^)]*\): |\(read timeout=[^)]*\)", "", text)
     return escape(" ".join(text.split()))[:300]
