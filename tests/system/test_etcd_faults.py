@@ -40,7 +40,7 @@ SEED = int(os.environ.get("DISKHAUL_STRESS_SEED", "0")) or random.SystemRandom()
 FAULT_S = 60.0  # longer than any fault lasts: a test that reaches it has failed
 
 _HOLDER = """
-import fcntl, json, os, sys
+import fcntl, hashlib, json, os, sys
 from pathlib import Path
 from diskhaul.api import BackendContext, LockMode
 from diskhaul.errors import LockError, LockLostError
@@ -65,7 +65,7 @@ def record(log, what, held):
         fcntl.flock(log, fcntl.LOCK_UN)
 
 def hammer(path):
-    log = os.open(path, os.O_WRONLY | os.O_APPEND)
+    log, work = os.open(path, os.O_WRONLY | os.O_APPEND), bytes(4 << 20)
     while True:
         try:
             held = take("instance/hammered")
@@ -73,6 +73,8 @@ def hammer(path):
             continue
         try:
             record(log, "granted", held)
+            for _ in range(4):
+                hashlib.blake2b(work)  # what a run does while it holds its locks
             record(log, "committed", held)
         except LockLostError:
             pass
@@ -393,16 +395,33 @@ class Hammering:
             time.sleep(0.01)
 
 
+def stop_the_holder(hammering: Hammering) -> bool:
+    """Stop the process that holds the lock until another has committed; False when it did not hold it any more.
+
+    It may be stopped in the middle of anything, also between a check and its line: then nobody gets on until it is continued.
+    """
+    lines = hammering.lines()
+    if not lines or lines[-1][0] != "granted":
+        return False
+    pid = lines[-1][2]
+    (other,) = (each for each in hammering.processes if each.process.pid == pid)
+    other.stop()
+    try:
+        caught = hammering.lines()[-1] == lines[-1]
+        enough, until = hammering.commits(but=pid) + 5, time.monotonic() + 3 * LEASE_S
+        while caught and hammering.commits(but=pid) < enough:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+    finally:
+        other.go_on()
+    return caught
+
+
 def make_fault(kind: str, generator: random.Random, etcd: EtcdCluster, hammering: Hammering) -> None:
     if kind == "stop":
-        # In the middle of anything, also between a check and its line: then nobody gets on until it is continued.
-        other = generator.choice(hammering.processes)
-        other.stop()
-        until = time.monotonic() + 2 * LEASE_S
-        enough = hammering.commits(but=other.process.pid) + 5
-        while hammering.commits(but=other.process.pid) < enough and time.monotonic() < until:
-            time.sleep(0.01)
-        other.go_on()
+        while not stop_the_holder(hammering):
+            pass
     elif kind == "cut off":
         name = generator.choice(NAMES)
         etcd.network.disconnect(name)
