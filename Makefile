@@ -21,6 +21,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 STRESS_ROUNDS ?= 5
 CRASH_IMAGES ?= 960
+LOCK_ROUNDS ?= 3000
 FUZZ_CASES ?= 20000
 FUZZ_COMPARED ?= 2000
 FUZZ_ARGS ?=
@@ -106,7 +107,7 @@ stress: $(VENV)/.installed-test
 	scripts/system-packages test
 	set -e; for round in $$(seq $(STRESS_ROUNDS)); do \
 	    echo "round $$round of $(STRESS_ROUNDS)"; \
-	    ( $(IN_TEMPORARY) DISKHAUL_CRASH_IMAGES=$(CRASH_IMAGES) \
+	    ( $(IN_TEMPORARY) DISKHAUL_CRASH_IMAGES=$(CRASH_IMAGES) DISKHAUL_LOCK_ROUNDS=$(LOCK_ROUNDS) \
 	    $(BIN)/python -m pytest --basetemp=$$tmp/t -q -n $$((2 * $$(nproc))) --dist load --hypothesis-seed=$$(date +%N) $(PYTEST_ARGS) ); \
 	done
 	$(BIN)/python -m tests.fuzz --cases $(FUZZ_CASES) --seed $$(date +%s)

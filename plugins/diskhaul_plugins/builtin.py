@@ -99,6 +99,12 @@ def diskhaul_locks() -> Iterator[LockSpec]:
         create=_create("locks.file", "FileLocks"),
         capability=_capability("locks.file"),
     )
+    yield LockSpec(
+        name="etcd",
+        summary="an etcd cluster, for machines that share no directory",
+        create=_create("locks.etcd.locks", "EtcdLocks"),
+        capability=_capability("locks.etcd"),
+    )
 
 
 @hookimpl

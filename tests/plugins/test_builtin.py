@@ -31,7 +31,7 @@ def test_every_stage_that_comes_with_backends_has_them() -> None:
         "diskhaul_inventories": ["toml"],
         "diskhaul_runtimes": ["none", "command"],
         "diskhaul_storages": ["file", "block"],
-        "diskhaul_locks": ["file"],
+        "diskhaul_locks": ["file", "etcd"],
         "diskhaul_snapshots": ["reflink", "btrfs"],
         "diskhaul_zerofills": ["skip", "ext", "swap", "partclone", "fill", "trim"],
         "diskhaul_transfers": ["directory", "tls"],
@@ -45,7 +45,12 @@ def test_each_backend_can_be_made_and_says_whether_it_works(provider: str, spec:
     assert spec.summary
     assert isinstance(spec.capability(), Capability)
     plaintext = {"scheduler": "tcp://localhost:8786", "allow_plaintext": True, "shared_state_dir": True}
-    options: dict[str, Any] = {"keep": {"last": 1}, "dask": plaintext}.get(spec.name, {})
+    needed: dict[str, dict[str, Any]] = {
+        "keep": {"last": 1},
+        "dask": plaintext,
+        "etcd": {"endpoints": ["http://127.0.0.1:2379"]},
+    }
+    options = needed.get(spec.name, {})
     backend = spec.create(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))
     assert type(backend).__module__.startswith("diskhaul_plugins.")
     assert list(tmp_path.iterdir()) == [], "making a backend changes nothing"
