@@ -69,11 +69,13 @@ class Gate(Runtime):
 
     Attributes:
         most: the highest number of exports that ran at once: of each source, to each target, together.
+        instances_given: how many instances the clusters of the exports have.
     """
 
     def __init__(self, per_source: int, parallel: int, left: Counter[str]) -> None:
         self.most: Counter[str] = Counter()
         self.released_when_full = 0
+        self.instances_given: set[int] = set()
         self._per_source, self._parallel = per_source, parallel
         self._left = left
         self._targets: dict[str, str] = {}
@@ -87,6 +89,7 @@ class Gate(Runtime):
         return [RuntimeSpec(name="gate", create=self._create, capability=lambda: diskhaul.Capability(works=True))]
 
     def _create(self, context: BackendContext) -> Gate:
+        self.instances_given.add(len(context.cluster.instances))
         return self
 
     @diskhaul.hookimpl
@@ -160,6 +163,7 @@ def test_two_hundred_instances_are_exported_with_as_many_at_a_time_as_the_limits
     assert [(member.instance, member.error) for member in result.members if member.state != "done"] == []
     assert result.exit_code == 0
     assert gate.released_when_full == 200
+    assert gate.instances_given == {1}  # what an export looks through does not grow with the fleet
     assert gate.most["together"] == 6
     assert {gate.most[f"from {node}"] for node in NODES} == {2}
     assert {gate.most[f"to {node}"] for node in NODES} == {2}
