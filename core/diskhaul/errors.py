@@ -161,11 +161,13 @@ class UnreachableNodeError(OperationFailedError):
 
     Attributes:
         node: its name.
+        in_doubt: it was lost in the middle: nobody knows whether what ran there was done, goes on, or died.
     """
 
-    def __init__(self, node: str, message: str) -> None:
+    def __init__(self, node: str, message: str, *, in_doubt: bool = False) -> None:
         super().__init__(message)
         self.node = node
+        self.in_doubt = in_doubt
 
 
 class HookScriptError(OperationFailedError):

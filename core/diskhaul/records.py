@@ -265,10 +265,17 @@ class RemovalResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverResult:
-    """What `recover` undid or finished, one line each, and what it could not (`incomplete`)."""
+    """What `recover` undid or finished, one line each, and what it could not (`incomplete`).
+
+    Attributes:
+        busy: instances that a run is still working on, by name; each has a line in `incomplete`.
+        unreachable: nodes that did not answer, by name; likewise.
+    """
 
     done: tuple[str, ...] = ()
     incomplete: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -316,6 +316,60 @@ def test_an_export_that_was_published_just_before_the_client_died_counts(fleet: 
     assert [member.earlier for member in second.members] == [True, False, True]
 
 
+def test_an_attempt_that_was_lost_with_its_node_and_goes_on_is_waited_for_and_not_repeated(
+    fleet: Callable[..., Lab],
+) -> None:
+    from diskhaul.api import LockMode
+    from diskhaul.operations.base import LockLevel, LockSet, RunContext
+
+    lab = fleet(3)
+    first = diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    store = PlanStore(lab.state_dir)
+    (_, last, _) = store.members("p")
+    store.record("p", [replace(last, state="lost", export_id="", exit_code=3)])
+    context = RunContext(lab.cluster())
+    # As the journal has it of a run that is at work.
+    context.journal.begin(context.run_id, "export", last.instance)
+    context.journal.note(context.run_id, "guest", {"instance": last.instance, "stopped": True})
+    with LockSet(context, "the first attempt").acquire(LockLevel.INSTANCE, {last.instance: LockMode.EXCLUSIVE}, 5.0):
+        again = diskhaul.fleet_export(resume=True, plan="p", retries=1, backoff_s=0, config=lab.cluster())
+    (waiting,) = (member for member in again.members if member.state != "done")
+    assert (waiting.instance, waiting.state, waiting.exit_code, waiting.attempts) == (last.instance, "failed", 5, 3)
+    assert "an earlier attempt is still going on" in waiting.error
+    assert {name: len(found) for name, found in ids(lab).items()} == dict.fromkeys(lab.instances, 1)
+    context.journal.finish(context.run_id)
+    third = diskhaul.fleet_export(resume=True, plan="p", config=lab.cluster())
+    assert third.exit_code == 0
+    assert [member.export_id for member in third.members] == [member.export_id for member in first.members]
+
+
+def test_a_plan_that_another_client_threw_away_before_it_was_locked_does_not_go_on(fleet: Callable[..., Lab]) -> None:
+    from diskhaul_plugins.locks.file import FileLocks
+
+    lab = fleet(2)
+    diskhaul.fleet_export(["vm000"], to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    store = PlanStore(lab.state_dir)
+    other = [replace(member, instance="vm001.example.com", state="pending") for member in store.members("p")]
+
+    class Late(FileLocks):
+        """Another client was first, and has begun another plan of that name."""
+
+        def acquire(self, *arguments: Any, **more: Any) -> Any:
+            store.begin("p", {"patterns": ["vm001"], "to": "beta"}, other)
+            return super().acquire(*arguments, **more)
+
+    class Plugin:
+        @diskhaul.hookimpl
+        def diskhaul_locks(self) -> list[diskhaul.LockSpec]:
+            return [diskhaul.LockSpec(name="late", create=Late, capability=lambda: diskhaul.Capability(works=True))]
+
+    cluster = replace(lab.cluster(), backends={**lab.cluster().backends, "lock": "late"})
+    with pytest.raises(diskhaul.RefusedError, match="plan p was thrown away meanwhile by another client"):
+        diskhaul.fleet_export(resume=True, plan="p", config=cluster, plugins=[Plugin()])
+    assert [(member.instance, member.state) for member in store.members("p")] == [("vm001.example.com", "pending")]
+    assert set(ids(lab)) == {"vm000.example.com"}
+
+
 def test_a_cancelled_fleet_is_answered_stands_in_the_way_and_can_be_given_up(fleet: Callable[..., Lab]) -> None:
     lab = fleet(12)
     token = diskhaul.CancellationToken()
@@ -410,6 +464,10 @@ def test_a_second_client_is_kept_from_the_plan_while_the_first_works_on_it(fleet
     second = lab.cli("fleet", "export", "--resume", "--plan", "p")
     assert second.returncode == 5
     assert "fleet/p" in second.stderr
+    third = lab.cli("fleet", "export", *SLOW, "--bwlimit", "50K", "--plan", "q", "--chunk-size", "64K", "--discard")
+    assert third.returncode == 5
+    assert "fleet/request-" in third.stderr
+    assert [(plan.name, plan.ended) for plan in PlanStore(lab.state_dir).plans()] == [("p", None)]
 
 
 def test_events_say_which_instance_they_are_of_and_a_listener_is_called_one_at_a_time(fleet: Callable[..., Lab]) -> None:

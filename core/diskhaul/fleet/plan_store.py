@@ -6,6 +6,7 @@ here is only which exports there are to be.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -40,7 +41,8 @@ CREATE TABLE IF NOT EXISTS members (
 ) WITHOUT ROWID;
 """
 
-MemberState = Literal["pending", "running", "done", "failed"]
+MemberState = Literal["pending", "running", "done", "failed", "lost"]
+"""Nobody knows what became of the export of a lost one, whose node was lost, nor of a running one that a killed client left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,11 @@ class PlanStore:
 def same_request(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two requests, of which one has been in the store, ask for the same."""
     return _text(a) == _text(b)
+
+
+def request_digest(request: Mapping[str, Any]) -> str:
+    """32 hex digits that two requests have in common when they are the `same_request`."""
+    return hashlib.sha256(_text(request).encode()).hexdigest()[:32]
 
 
 def _write(connection: sqlite3.Connection, plan: str, members: Iterable[PlannedMember]) -> None:

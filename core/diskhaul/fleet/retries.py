@@ -27,6 +27,11 @@ def unreachable_node(error: BaseException) -> str:
     return ""
 
 
+def in_doubt(error: BaseException) -> bool:
+    """Whether `error` leaves open what became of the export."""
+    return any(isinstance(each, UnreachableNodeError) and each.in_doubt for each in (error, error.__cause__))
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether another attempt makes sense: somebody else holds a lock, a node does not answer, a transfer failed.
 

@@ -22,7 +22,7 @@ from ..records import ExportResult
 from .bandwidth import BandwidthShares
 from .plan_store import PlannedMember
 from .request import FleetLimits
-from .retries import backoff_s, may_pass, remedy, unreachable_node
+from .retries import backoff_s, in_doubt, may_pass, remedy, unreachable_node
 from .scheduler import Job, Scheduler, Start
 from .targets import Targets
 
@@ -35,7 +35,7 @@ class ExportOrder:
 
     Attributes:
         bwlimit: its share, bytes a second; 0 is no limit.
-        begun: when the attempt before this one was begun, seconds since the epoch; 0.0 where this is the first.
+        begun: when the first attempt was begun whose end nobody knows, seconds since the epoch; of use with `Job.recover`.
     """
 
     job: Job
@@ -52,12 +52,13 @@ class ExportOne(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """An export that has ended. `retry_in_s` is set when it is to be tried again."""
+    """An export that has ended. `passing`: another attempt makes sense. `in_doubt`: what became of this one is not known."""
 
     start: Start
     member: PlannedMember
-    passing: bool
+    passing: bool = False
     unreachable: str = ""
+    in_doubt: bool = False
 
 
 class FleetRunner:
@@ -166,7 +167,7 @@ class FleetRunner:
                 state="running",
                 target=start.target,
                 attempts=job.attempts,
-                # Where an attempt of a killed client is followed by another one, the first may have been published all the same.
+                # Where nobody knows what became of the attempt before, it may have been published all the same.
                 begun=before.begun if job.recover else time.time(),
                 size=job.size or 0,
             )
@@ -179,10 +180,10 @@ class FleetRunner:
         try:
             result = self._export_one(order)
             done = _done(member, result, time.monotonic() - begun)
-            end = _End(start, done, passing=False)
+            end = _End(start, done)
         except BaseException as error:  # a plugin may raise anything; the other exports go on
             failed = _failed(member, error, time.monotonic() - begun)
-            end = _End(start, failed, passing=may_pass(error), unreachable=unreachable_node(error))
+            end = _End(start, failed, may_pass(error), unreachable_node(error), in_doubt(error))
         self._ended.put(end)
 
     def _wait_for_ends(self) -> list[_End]:
@@ -205,16 +206,16 @@ class FleetRunner:
             self._scheduler.ended(end.start, stored=member.stored_bytes)
             self._shares.give_back(job.instance)
             state, wait_s = str(member.state), 0.0
-            if member.state != "pending":
-                job.recover = False
-            elif job.recover:  # interrupted, maybe before it was recovered
-                member = replace(member, state="running")
+            # Whoever found out what had become of an earlier attempt has said so in the job.
+            job.recover = member.state != "done" and (job.recover or end.in_doubt)
+            if job.recover:
+                member = replace(member, state="running" if member.state == "pending" else "lost")
             if end.unreachable in self._targets.names:
                 self._targets.trouble(end.unreachable)
             tried = job.attempts - self._first_attempt[job.instance]
             if end.passing and tried <= self._limits.retries and not self._token.cancelled:
                 state, wait_s = "retry", backoff_s(tried, self._limits.backoff_s, self._chance)
-                member = replace(member, state="pending")
+                member = replace(member, state="running" if job.recover else "pending")
                 heapq.heappush(self._later, (time.monotonic() + wait_s, id(job), job))
             self.members[job.instance] = member
             told.append(_finished(member, job, state, wait_s))

@@ -27,7 +27,7 @@ class Job:
     Attributes:
         size: bytes of its disks together, or None while it is not known.
         attempts: how often it was begun.
-        recover: an earlier run of the plan was killed while it worked on it.
+        recover: nobody knows what became of an earlier attempt: its client was killed, or its node was lost.
     """
 
     instance: str

@@ -177,7 +177,7 @@ def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s
             )
             return recovered
         except (UnreachableNodeError, RefusedError) as error:
-            return RecoverResult(incomplete=(f"node {node.name}: {error}",))
+            return RecoverResult(incomplete=(f"node {node.name}: {error}",), unreachable=(node.name,))
 
     def everywhere() -> RecoverResult:
         with ThreadPoolExecutor(PARALLEL_NODES) as pool:
@@ -185,6 +185,8 @@ def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s
         return RecoverResult(
             done=tuple(line for result in found for line in result.done),
             incomplete=tuple(line for result in found for line in result.incomplete),
+            busy=tuple(name for result in found for name in result.busy),
+            unreachable=tuple(name for result in found for name in result.unreachable),
         )
 
     try:

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from ..api import ExportStore, LockMode, Storage
 from ..cancellation import CancellationToken
-from ..errors import RefusedError, UnknownNameError
+from ..errors import LockError, RefusedError, UnknownNameError, UnreachableNodeError
 from ..events import Event, FleetStarted, MemberEvent
 from ..feedback import EventListener, Feedback
-from ..fleet.plan_store import PlannedMember, PlanStore, StoredPlan, same_request
+from ..fleet.plan_store import MemberState, PlannedMember, PlanStore, StoredPlan, request_digest, same_request
 from ..fleet.request import MOST_FREE, ROUND_ROBIN, FleetLimits, FleetRequest
 from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
@@ -136,8 +136,8 @@ class FleetExportOperation(Operation[FleetResult]):
         problems += wrong
         choice, targets, wrong = self._eligible()
         problems += wrong
-        if not problems and not self._resume and not self._discard:
-            problems += self._unfinished_problems()
+        if not problems:
+            problems += self._plan_problems()
         if problems:
             raise RefusedError(dict.fromkeys(problems))
         self._targets = Targets(targets, self._limits.per_target, choice)
@@ -201,9 +201,14 @@ class FleetExportOperation(Operation[FleetResult]):
         self._plan = found[0].name
         return FleetRequest.from_data(found[0].request)
 
-    def _unfinished_problems(self) -> list[str]:
-        """Plans that are not at their end, and would be begun again, or thrown away, by this run."""
+    def _plan_problems(self) -> list[str]:
+        """Unfinished plans that would be begun again, or thrown away; or what is wrong with the one to go on with."""
         asked = self._request.as_data()
+        if self._resume:
+            same = any(plan.name == self._plan and same_request(plan.request, asked) for plan in self._stored_plans())
+            return [] if same else [f"plan {self._plan} was thrown away meanwhile by another client: look at what it does"]
+        if self._discard:
+            return []
         return [
             f"plan {plan.name} is unfinished ({plan.done} of {plan.total} exported): "
             "go on with it (resume = true), or give it up (discard = true)"
@@ -212,11 +217,16 @@ class FleetExportOperation(Operation[FleetResult]):
         ]
 
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
-        """Only the plan: exports take their own locks, and must not wait for those of their fleet."""
-        return {self._plan: LockMode.EXCLUSIVE} if level is LockLevel.FLEET and not self.dry_run else {}
+        """The plan, and what was asked for, whatever its plan is called. Exports take their own locks, never these."""
+        if level is not LockLevel.FLEET or self.dry_run:
+            return {}
+        request = f"request-{request_digest(self._request.as_data())}"
+        return {self._plan: LockMode.EXCLUSIVE, request: LockMode.EXCLUSIVE}
 
     def check_prerequisites(self) -> None:
-        """Read how far the plan is, now that nobody else works on it."""
+        """Look again at the plans, and read how far this one is, now that nobody else works on it or on the same request."""
+        if not self.dry_run and (problems := self._plan_problems()):
+            raise RefusedError(problems)
         if self._resume:
             self._members = self._store.members(self._plan)
 
@@ -295,7 +305,7 @@ class FleetExportOperation(Operation[FleetResult]):
         )
 
     def _give_up_others(self) -> None:
-        """With `discard`: the plans that `_unfinished_problems` would name are at their end."""
+        """With `discard`: the plans of the same request are at their end. This run has the request's lock: nobody works on them."""
         asked = self._request.as_data()
         for plan in self._stored_plans():
             if plan.ended is None and same_request(plan.request, asked):
@@ -308,8 +318,9 @@ class FleetExportOperation(Operation[FleetResult]):
         for member in self._members:
             if member.instance in missing:
                 self.feedback.warn(f"{member.instance}@{member.export_id} on {member.target} is gone: it is exported again")
-            if member.state == "failed" or member.instance in missing:
-                member = replace(member, state="pending", export_id="", exit_code=0, incomplete=())
+            if member.state in ("failed", "lost") or member.instance in missing:
+                state: MemberState = "running" if member.state == "lost" else "pending"
+                member = replace(member, state=state, export_id="", exit_code=0, incomplete=())
             checked.append(member)
         changed = [after for before, after in zip(self._members, checked, strict=True) if before is not after]
         if changed:
@@ -334,11 +345,12 @@ class FleetExportOperation(Operation[FleetResult]):
     # --- one export -------------------------------------------------------------------------------------------------
 
     def _export_one(self, order: ExportOrder) -> ExportResult:
-        """Run an export, on a thread of the fleet's pool; first recover what a killed client has left of it."""
+        """Run an export, on a thread of the fleet's pool; first find out what became of an earlier attempt, if nobody knows."""
         job = order.job
         cluster = self._cluster_for(job.instance)
         if job.recover:
-            self._recover(job.instance, cluster)
+            self._recover(job, cluster)
+            job.recover = False
             if (published := self._published(order, cluster)) is not None:
                 return published
         limits = [limit for limit in (order.bwlimit, self._options.bwlimit) if limit]
@@ -354,11 +366,16 @@ class FleetExportOperation(Operation[FleetResult]):
             cancel=self.token,
         )
 
-    def _recover(self, instance: str, cluster: Cluster) -> None:
-        """Undo what the export of a killed client has left, and start its guest."""
+    def _recover(self, job: Job, cluster: Cluster) -> None:
+        """Undo what the export of a killed client, or of a lost node, has left, and start its guest.
+
+        Raises:
+            LockError: it is still going on.
+            UnreachableNodeError: its node does not answer.
+        """
         try:
             recovered = self._library.recover(
-                instance,
+                job.instance,
                 config=cluster,
                 lock_timeout_s=self._options.lock_timeout_s,
                 plugins=self.context.plugins,
@@ -366,8 +383,15 @@ class FleetExportOperation(Operation[FleetResult]):
             )
         except UnknownNameError:
             return  # no longer configured, and nothing left of it
-        for line in (*recovered.done, *recovered.incomplete):
-            self.feedback.warn(f"left by the client that was killed: {line}")
+        for line in recovered.done:
+            self.feedback.warn(f"left by an earlier attempt: {line}")
+        if recovered.busy:
+            raise LockError(f"{job.instance}: an earlier attempt is still going on: {'; '.join(recovered.incomplete)}")
+        if job.source in recovered.unreachable:
+            text = f"what became of an earlier attempt is not known: {'; '.join(recovered.incomplete)}"
+            raise UnreachableNodeError(job.source, text, in_doubt=True)
+        for line in recovered.incomplete:
+            self.feedback.warn(f"left by an earlier attempt, and still to be done: {line}")
 
     def _published(self, order: ExportOrder, cluster: Cluster) -> ExportResult | None:
         """The export that a killed client had published, and had no time to note, as a result; or None."""
@@ -477,7 +501,7 @@ def _result(member: PlannedMember, earlier: set[str]) -> FleetMember:
         instance=member.instance,
         source=member.source,
         target=member.target,
-        state="done" if member.state == "done" else "failed" if member.state == "failed" else "pending",
+        state="done" if member.state == "done" else "failed" if member.state in ("failed", "lost") else "pending",
         exit_code=0 if member.state in ("pending", "running") else member.exit_code,
         attempts=member.attempts,
         export_id=member.export_id,

@@ -217,6 +217,7 @@ class RecoverOperation(Operation[RecoverResult]):
     def execute(self, feedback: Feedback) -> RecoverResult:
         done: list[str] = []
         incomplete: list[str] = []
+        busy: list[str] = []
         wanted = {run.instance for run in self.context.journal.unfinished(self._instance)}
         for instance in sorted(wanted):
             self.token.raise_if_cancelled()
@@ -224,12 +225,13 @@ class RecoverOperation(Operation[RecoverResult]):
                 locked = self.locks.acquire(LockLevel.INSTANCE, {instance: LockMode.EXCLUSIVE}, self.timeouts.lock_s)
             except LockTimeoutError as error:
                 incomplete.append(f"{instance}: still being worked on: {error}")
+                busy.append(instance)
                 continue
             with locked:
                 instance_done, instance_incomplete = recover_runs(self, instance)
             done += instance_done
             incomplete += instance_incomplete
-        return RecoverResult(done=tuple(done), incomplete=tuple(incomplete))
+        return RecoverResult(done=tuple(done), incomplete=tuple(incomplete), busy=tuple(busy))
 
     def dry_run_result(self) -> RecoverResult:
         return RecoverResult()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diskhaul import CancellationToken, ExportResult, LockTimeoutError, OperationFailedError
+from diskhaul import CancellationToken, ExportResult, LockTimeoutError, OperationFailedError, UnreachableNodeError
 from diskhaul.events import Event, MemberFinished
 from diskhaul.fleet.plan_store import PlannedMember
 from diskhaul.fleet.request import FleetLimits
@@ -154,6 +154,50 @@ def test_a_plan_that_cannot_be_written_stops_what_runs_and_is_a_failure() -> Non
     with pytest.raises(OperationFailedError, match="disk full"):
         runner(2, export_one, record=record, token=token).run()
     assert left.is_set()
+
+
+def test_an_attempt_whose_node_was_lost_is_asked_after_before_the_next_one_until_somebody_knows() -> None:
+    orders: list[tuple[bool, float]] = []
+    written: list[str] = []
+
+    def record(members: Sequence[PlannedMember]) -> None:
+        written.extend(member.state for member in members)
+
+    def export_one(order: ExportOrder) -> ExportResult:
+        orders.append((order.job.recover, order.begun))
+        if len(orders) == 1:
+            raise UnreachableNodeError("alpha", "node alpha does not answer", in_doubt=True)
+        if len(orders) == 2:  # it cannot be asked yet
+            raise LockTimeoutError("instance/vm0", "the first attempt", 0.0)
+        order.job.recover = False
+        if len(orders) == 3:
+            raise OperationFailedError("the transfer failed")
+        return exported(order)
+
+    under_test = runner(1, export_one, record=record, limits=FleetLimits(retries=3, backoff_s=0.0))
+    under_test.run()
+    assert [recover for recover, _ in orders] == [False, True, True, False]
+    begun = orders[1][1]
+    assert begun > 0
+    assert orders[2][1] == begun
+    # What a client that is killed meanwhile would find: that it has to ask.
+    assert written == ["running", "running", "running", "running", "running", "pending", "running", "done"]
+
+
+def test_an_attempt_whose_node_stays_lost_is_asked_after_by_whoever_goes_on_with_the_plan() -> None:
+    def export_one(order: ExportOrder) -> ExportResult:
+        raise UnreachableNodeError("alpha", "node alpha does not answer", in_doubt=True)
+
+    told: list[str] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, MemberFinished):
+            told.append(event.state)
+
+    under_test = runner(1, export_one, tell=tell, limits=FleetLimits(retries=1, backoff_s=0.0))
+    under_test.run()
+    assert told == ["retry", "failed"]
+    assert [(member.state, member.exit_code) for member in under_test.members.values()] == [("lost", 3)]
 
 
 def test_limits_that_leave_something_waiting_for_nothing_would_be_told_and_not_waited_for() -> None:

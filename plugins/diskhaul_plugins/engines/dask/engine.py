@@ -281,7 +281,7 @@ class _Call:
         text = f"node {self._node.name} does not answer: {why}"
         if self._begun:
             text += "; what it was doing ends, or is undone when it is started again"
-        return UnreachableNodeError(self._node.name, text)
+        return UnreachableNodeError(self._node.name, text, in_doubt=True)
 
 
 def _said(error: BaseException) -> str:
