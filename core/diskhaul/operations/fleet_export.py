@@ -305,7 +305,7 @@ class FleetExportOperation(Operation[FleetResult]):
         )
 
     def _give_up_others(self) -> None:
-        """With `discard`: the plans of the same request are at their end. This run has the request's lock: nobody works on them."""
+        """With `discard`: the plans of the same request are at their end. Nobody works on them: their request is locked."""
         asked = self._request.as_data()
         for plan in self._stored_plans():
             if plan.ended is None and same_request(plan.request, asked):
