@@ -73,6 +73,16 @@ class Place:
         return self.work / "cluster.toml"
 
     @property
+    def certificates(self) -> Path:
+        """Those of the transfer tls, where the configurations look for them."""
+        return self.work / "certs"
+
+    @property
+    def tls_config(self) -> Path:
+        """As `config`, but exports go to a receiver on 127.0.0.1."""
+        return self.work / "cluster-tls.toml"
+
+    @property
     def zstd_input(self) -> Path:
         return self.inputs / "disk.raw.zst"
 
@@ -251,8 +261,28 @@ def _compressed(place: Place, variants: Variants) -> list[Contestant]:
             for level in (1, 3)
         ),
         group.other("qemu-img-zstd", "qemu-img convert -c, zstd", convert, result=qcow2, kind="qcow2"),
+        _over_tls(place),
         group.pipeline("ganeti", "Ganeti: dd, gzip -1, socat with TLS", _ganeti(place, raw), _GANETI_PROGRAMS, place.disk, raw),
     ]
+
+
+def _over_tls(place: Place) -> Contestant:
+    """An export to a receiver, which is a service: it is there before, as the daemons that start Ganeti's socat are."""
+    service = (place.diskhaul, "--config", str(place.tls_config), "node", "serve", "--node", "out")
+    export = (place.diskhaul, "--config", str(place.tls_config), "--quiet", "export", "disk", "--node", "out", *_ZSTD)
+    return Contestant(
+        group="compressed",
+        name="diskhaul-tls",
+        label="diskhaul zstd:1, over TLS",
+        programs=(place.diskhaul,),
+        pipelines=(Pipeline(stages=(service,), listens=True, serves=True), Pipeline(stages=(export,))),
+        sources=(place.disk,),
+        result=place.out / "exports/disk",
+        kind="export",
+        originals=(place.disk,),
+        versus="ganeti",
+        own=True,
+    )
 
 
 def _ganeti(place: Place, raw: Path) -> tuple[Pipeline, ...]:

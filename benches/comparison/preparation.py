@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 from collections.abc import Collection
@@ -56,6 +57,8 @@ def prepare(place: Place, taking_part: Collection[Contestant], announce: Announc
     if ("compressed", "ganeti") in names and not place.certificate.exists():
         announce("making a certificate")
         _make_certificate(place.certificate)
+    if ("compressed", "diskhaul-tls") in names:
+        _prepare_tls(place, announce)
     if ("uncompressed", "bmaptool") in names and not place.block_map.exists():
         announce("making a block map for bmaptool")
         _make(place.block_map, "bmaptool", "create", "-o", "@", str(place.disk))
@@ -82,8 +85,22 @@ def _forget_other_disks(place: Place) -> None:
 
 
 def _write_config(place: Place) -> None:
-    """The configuration; what stays below `inputs/exports` is not superseded by what goes to `out`: the clean-up is none."""
-    lines = ["[cluster]", 'name = "comparison"', 'state_dir = "state"', "[backends]", 'cleanup = "none"']
+    """The configurations; what stays below `inputs/exports` is not superseded by what goes to `out`: the clean-up is none."""
+    common = _configuration(place)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    over_tls = [
+        *("[backend_options.tls]", 'this = "here"', "[backends]", 'transfer = "tls"', 'cleanup = "none"'),
+        *("[nodes.out.options]", f"address = {json.dumps(address)}"),
+    ]
+    for path, own in ((place.config, ["[backends]", 'cleanup = "none"']), (place.tls_config, over_tls)):
+        path.write_text("\n".join([*common, *own]) + "\n")
+        os.chmod(path, 0o600)
+
+
+def _configuration(place: Place) -> list[str]:
+    """The lines that the configurations have in common."""
+    lines = ["[cluster]", 'name = "comparison"', 'state_dir = "state"']
     for node, directory in _NODES.items():
         lines += [f"[nodes.{node}]", f"export_dir = {json.dumps(directory)}"]
         (place.work / directory).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,8 +108,15 @@ def _write_config(place: Place) -> None:
         lines += [f'[instances."{instance}"]', 'node = "here"', 'state = "down"']
         for path in [place.shapes / disk for disk in disks] or [place.disk]:
             lines += [f'[[instances."{instance}".disks]]', f"path = {json.dumps(str(path))}"]
-    place.config.write_text("\n".join(lines) + "\n")
-    os.chmod(place.config, 0o600)
+    return lines
+
+
+def _prepare_tls(place: Place, announce: Announce) -> None:
+    if not (place.certificates / "out.pem").exists():
+        announce("making certificates for the receiver")
+        directory = ("--dir", str(place.certificates))
+        _run(place.diskhaul, "certs", "init", "--cluster", "comparison", "--force", *directory)
+        _run(place.diskhaul, "certs", "node", "here", "out", "--force", *directory)
 
 
 def _run(*argv: str) -> None:

@@ -1,6 +1,7 @@
 """One measured run: starts the processes of a job, waits for all of them, and says what they used.
 
-Wall time runs from the first start to the last end. CPU time is what the kernel accounts to the processes and to those of their
+Wall time runs from the first start to the last end; a service is there before and after, but its CPU time and its memory count.
+CPU time is what the kernel accounts to the processes and to those of their
 children that they waited for (wait4). Peak memory comes from GNU time, which each process is started through: Linux gives a
 process that is started by a large one (this Python) the starter's memory as its first peak, and GNU time is small. A process with
 children counts with the largest of them; the processes of a pipeline, which run at the same time, are added up.
@@ -21,7 +22,7 @@ from .errors import ComparisonError, ContestantError
 
 PORT = "@PORT@"  # in an argument: the port that the listening pipeline before has been given
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-_LISTENING = re.compile(rb"listening on AF=2 127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(rb"listen(?:ing|s) on (?:AF=2 )?127\.0\.0\.1:(\d+)")
 _STOP_S = 30.0
 
 
@@ -32,12 +33,14 @@ class Pipeline:
     Attributes:
         stages: their arguments.
         output: the file that the last one's standard output goes to; None throws it away.
-        listens: the first process is a socat that says on which port it listens; the next pipeline starts when it has.
+        listens: the first process says on which port it listens, as socat or diskhaul; the next pipeline starts when it has.
+        serves: the time before it listens does not count, and it is ended with SIGTERM once the others are over.
     """
 
     stages: tuple[tuple[str, ...], ...]
     output: Path | None = None
     listens: bool = False
+    serves: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ def measure(pipelines: Sequence[Pipeline], *, scratch: Path, limit_s: float) -> 
         ComparisonError: a program could not be started.
     """
     running: list[_Process] = []
+    serving: list[_Process] = []
     user_s = system_s = 0.0
     started = time.monotonic()
     deadline = started + limit_s
@@ -89,8 +93,17 @@ def measure(pipelines: Sequence[Pipeline], *, scratch: Path, limit_s: float) -> 
             _start(pipeline, port, scratch, running)
             if pipeline.listens:
                 port = _port(running[first], deadline)
-        waiting = list(running)
-        while waiting:
+            if pipeline.serves:
+                serving += running[first:]
+                started = time.monotonic()
+        waiting = [process for process in running if process not in serving]
+        wall_s = 0.0
+        while waiting or serving:
+            if not waiting:
+                wall_s = time.monotonic() - started
+                for process in serving:
+                    _end_child(process)
+                waiting, serving = serving, []
             process = _next_ended(waiting, deadline)
             _, status, used = os.wait4(process.pid, 0)
             waiting.remove(process)
@@ -99,7 +112,7 @@ def measure(pipelines: Sequence[Pipeline], *, scratch: Path, limit_s: float) -> 
             system_s += used.ru_stime
             if status != 0:
                 raise ContestantError(_failure(process, status))
-        wall_s = time.monotonic() - started
+        wall_s = wall_s or time.monotonic() - started
     finally:
         _end(running)
     return Usage(wall_s=wall_s, user_s=user_s, system_s=system_s, peak=_peak(scratch))
@@ -181,6 +194,12 @@ def _end(running: Sequence[_Process]) -> None:
             time.sleep(0.01)  # its child is not ours, so there is nothing to wait on
         os.killpg(process.pid, signal.SIGKILL)
         os.wait4(process.pid, 0)
+
+
+def _end_child(process: _Process) -> None:
+    """Have what GNU time runs end by itself, so that GNU time can account for it."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
 
 
 def _others_run(group: int) -> bool:

@@ -99,6 +99,26 @@ def test_the_second_pipeline_is_given_the_port_on_which_the_first_listens(run: C
     assert (tmp_path / "out").read_text() == "hello"
 
 
+def test_a_service_is_there_before_the_clock_is_ended_after_it_and_its_cpu_time_counts(
+    run: Callable[..., Usage], tmp_path: Path
+) -> None:
+    service = python(
+        "import pathlib, signal, socket, sys, time\n"
+        "while time.process_time() < 0.5: pass\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    print(f'node x listens on 127.0.0.1:{server.getsockname()[1]}', file=sys.stderr, flush=True)\n"
+        "    with server.accept()[0] as peer: said = peer.recv(99)\n"
+        "    signal.sigwait([signal.SIGTERM])\n"
+        "    pathlib.Path(sys.argv[1]).write_bytes(said)\n",
+        str(tmp_path / "out"),
+    )
+    sender = python("import socket, sys\nsocket.create_connection(('127.0.0.1', int(sys.argv[1]))).sendall(b'hello')", PORT)
+    used = run(Pipeline(stages=(service,), listens=True, serves=True), Pipeline(stages=(sender,)))
+    assert (tmp_path / "out").read_text() == "hello"
+    assert used.cpu_s >= 0.5
+
+
 def test_a_listener_that_ends_before_it_listens_is_a_failure(run: Callable[..., Usage]) -> None:
     listener = python("import sys; sys.exit('no such certificate')")
     with pytest.raises(ContestantError, match="does not listen: no such certificate"):
