@@ -38,7 +38,8 @@ AUTHORITY_DAYS, NODE_DAYS = 3650, 397
 RENEW_WITHIN_DAYS = 30
 """`renew` without names takes what has less left than this, or is no longer signed by the present authority."""
 
-_BACKDATED = timedelta(hours=1)  # clocks of nodes differ
+BACKDATED = timedelta(hours=1)
+"""How much earlier than it was made a certificate begins to be valid: clocks of nodes differ."""
 _LIMIT = 1 << 20
 
 
@@ -78,15 +79,15 @@ def make_authority(directory: Path, cluster: str, *, days: int = AUTHORITY_DAYS,
     """
     _check(name_problem("cluster", cluster))
     _check_cryptography()
-    _check_directory(directory, make=True)
+    check_directory(directory, make=True)
     for name in (AUTHORITY, AUTHORITY_KEY):
         if not force and os.path.lexists(directory / name):
             raise RefusedError(
                 f"{directory / name} exists already; 'certs rotate' replaces an authority without a gap, --force at once"
             )
     key, certificate = _new_authority(cluster, days)
-    _write(directory / AUTHORITY_KEY, _key_bytes(key), 0o600)
-    _write(directory / AUTHORITY, _certificate_bytes(certificate), 0o644)
+    write_durably(directory / AUTHORITY_KEY, _key_bytes(key), 0o600)
+    write_durably(directory / AUTHORITY, _certificate_bytes(certificate), 0o644)
     return _info(AUTHORITY, certificate)
 
 
@@ -95,8 +96,8 @@ def rotate_authority(directory: Path, *, days: int = AUTHORITY_DAYS) -> Certific
     earlier = _authorities(directory)
     key, certificate = _new_authority(_cluster_of(earlier[0]), days)
     # The key last: with the old key and the new list, issuing is refused; the other way round it would sign what nobody trusts.
-    _write(directory / AUTHORITY, b"".join(map(_certificate_bytes, [certificate, *earlier])), 0o644)
-    _write(directory / AUTHORITY_KEY, _key_bytes(key), 0o600)
+    write_durably(directory / AUTHORITY, b"".join(map(_certificate_bytes, [certificate, *earlier])), 0o644)
+    write_durably(directory / AUTHORITY_KEY, _key_bytes(key), 0o600)
     return _info(AUTHORITY, certificate)
 
 
@@ -110,7 +111,7 @@ def retire_authorities(directory: Path) -> tuple[CertificateInfo, ...]:
     waiting = [info.file for info in show(directory) if info.problem and info.role != "authority"]
     if waiting:
         raise RefusedError(f"{directory}: {', '.join(waiting)}: not signed by the present authority: first run 'certs renew'")
-    _write(directory / AUTHORITY, _certificate_bytes(signing), 0o644)
+    write_durably(directory / AUTHORITY, _certificate_bytes(signing), 0o644)
     return tuple(_info(AUTHORITY, certificate) for certificate in earlier)
 
 
@@ -192,6 +193,53 @@ def key_problem(place: Path | str) -> str | None:
     return None
 
 
+# --- short-lived ones -------------------------------------------------------------------------------------------------
+
+
+def make_self_signed(cluster: str, role: Role, name: str, *, now: datetime, until: datetime) -> tuple[bytes, bytes]:
+    """A new key and a certificate that no authority signs, for one side of a remote export: as PEM, nothing is written.
+
+    The other side trusts this certificate and no other, so that it needs no authority. It cannot sign certificates.
+
+    Raises:
+        RefusedError: ``cryptography`` is missing, or a name cannot be one.
+    """
+    _check(name_problem("cluster", cluster))
+    _check(name_problem(role, name))
+    _check_cryptography()
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _signed(_leaf(cluster, role, name, (), key.public_key(), _name(name[:64]), until, now=now), key)
+    return _key_bytes(key), _certificate_bytes(certificate)
+
+
+def self_signed_problems(pem: str, cluster: str, role: Role, name: str, *, now: datetime) -> list[str]:
+    """Why `pem` is not a valid certificate of one side of a remote export, one line each."""
+    _check_cryptography()
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        found = x509.load_pem_x509_certificates(pem.encode("ascii"))
+        (certificate,) = found
+        info = _info("", certificate)
+    except Exception as error:  # of many kinds: an unknown version of certificates is one of its own
+        return [f"is invalid: {printable(str(error)[:200])}"]
+    problems = []
+    if (info.cluster, info.role, info.name) != (cluster, role, name):
+        problems.append(f"is invalid: it is that of {info.role} {printable(info.name)} of cluster {printable(info.cluster)}")
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        problems.append("is invalid: its signature is not its own")
+    if _certificate_bytes(certificate) != pem.encode("ascii"):
+        problems.append("is invalid: there is more in it than one certificate")
+    if problem := _time_problem(certificate, now):
+        problems.append(problem)
+    return problems
+
+
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +250,8 @@ def _new_authority(cluster: str, days: int) -> tuple[ec.EllipticCurvePrivateKey,
     key = ec.generate_private_key(ec.SECP256R1())
     # A subject of its own for each: with two authorities of one name a verifier may look for a signature at the wrong one.
     subject = _name(f"diskhaul {cluster}"[:50] + f" {secrets.token_hex(4)}")
-    builder = _builder(subject, subject, key.public_key(), days)
+    now = datetime.now(UTC)
+    builder = _builder(subject, subject, key.public_key(), now + timedelta(days=days), now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs=True), critical=True)
     uri = x509.UniformResourceIdentifier(f"{SCHEME}://{cluster}/authority")
@@ -214,40 +263,59 @@ def _new_authority(cluster: str, days: int) -> tuple[ec.EllipticCurvePrivateKey,
 def _issue(directory: Path, name: str, role: Role, dns: Sequence[str], days: int) -> CertificateInfo:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    _check_directory(directory)
+    check_directory(directory)
     authority = _authorities(directory)[0]
     signer = _authority_key(directory, authority)
     key = ec.generate_private_key(ec.SECP256R1())
     days = min(days, max(0, (authority.not_valid_after_utc - datetime.now(UTC)).days))
     if days < 1:
         raise RefusedError(f"{directory / AUTHORITY}: the authority has expired or will within a day: run 'certs rotate'")
-    uri = x509.UniformResourceIdentifier(f"{SCHEME}://{_cluster_of(authority)}/{role}/{name}")
-    names: list[x509.GeneralName] = [uri, *(x509.DNSName(entry) for entry in dict.fromkeys([name, *dns]))]
-    uses = [ExtendedKeyUsageOID.CLIENT_AUTH] if role != "receiver" else []
-    uses += [ExtendedKeyUsageOID.SERVER_AUTH] if role != "source" else []
-    builder = _builder(_name(name[:64]), authority.subject, key.public_key(), days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(signs=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=True)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    now = datetime.now(UTC)
+    builder = _leaf(_cluster_of(authority), role, name, dns, key.public_key(), authority.subject, now + timedelta(days=days))
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     builder = builder.add_extension(issuer_key, critical=False)
     certificate = _signed(builder, signer)
     file = directory / f"{name}{SUFFIX}"
-    _write(file, _key_bytes(key) + _certificate_bytes(certificate), 0o600)
+    write_durably(file, _key_bytes(key) + _certificate_bytes(certificate), 0o600)
     return _info(file.name, certificate)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+def _leaf(
+    cluster: str,
+    role: str,
+    name: str,
+    dns: Sequence[str],
+    public_key: ec.EllipticCurvePublicKey,
+    issuer: x509.Name,
+    until: datetime,
+    *,
+    now: datetime | None = None,
+) -> x509.CertificateBuilder:
+    """What the certificate of a node, or of one side of a remote export, says."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    uri = x509.UniformResourceIdentifier(f"{SCHEME}://{cluster}/{role}/{name}")
+    names: list[x509.GeneralName] = [uri, *(x509.DNSName(entry) for entry in dict.fromkeys([name, *dns]))]
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH] if role != "receiver" else []
+    uses += [ExtendedKeyUsageOID.SERVER_AUTH] if role != "source" else []
+    builder = _builder(_name(name[:64]), issuer, public_key, until, now or datetime.now(UTC))
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=True)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, until: datetime, now: datetime
+) -> x509.CertificateBuilder:
     from cryptography import x509
 
-    now = datetime.now(UTC).replace(microsecond=0)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public_key)
     builder = builder.serial_number(x509.random_serial_number())
-    return builder.not_valid_before(now - _BACKDATED).not_valid_after(now + timedelta(days=days))
+    return builder.not_valid_before((now - BACKDATED).replace(microsecond=0)).not_valid_after(until.replace(microsecond=0))
 
 
 def _signed(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -405,7 +473,13 @@ def _check(problem: str | None) -> None:
         raise RefusedError(problem)
 
 
-def _check_directory(directory: Path, *, make: bool = False) -> None:
+def check_directory(directory: Path, *, make: bool = False) -> None:
+    """See that secrets can lie in `directory`; with `make`, make it (0700) where it is missing.
+
+    Raises:
+        RefusedError: others can write to it.
+        StorageError: it is not there, or cannot be made.
+    """
     try:
         if make:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -421,8 +495,12 @@ def _read(file: Path) -> bytes:
         return stream.read(_LIMIT)
 
 
-def _write(file: Path, content: bytes, mode: int) -> None:
-    """Replace `file` by one rename, durably; nobody else can read it before it has its mode."""
+def write_durably(file: Path, content: bytes, mode: int) -> None:
+    """Replace `file` by one rename, durably; nobody else can read it before it has its mode.
+
+    Raises:
+        StorageError: it cannot be written; what was there before still is.
+    """
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -299,6 +299,7 @@ def _cluster(document: Document, file: Path) -> Cluster:
             for name, node in document.nodes.items()
         ),
         instances=tuple(_instance(name, instance, base) for name, instance in document.instances.items()),
+        cluster_domain_secret=base / cluster.cluster_domain_secret if cluster.cluster_domain_secret is not None else None,
         source=file,
     )
 

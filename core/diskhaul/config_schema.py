@@ -68,6 +68,7 @@ class ClusterSection(_Section):
     state_dir: PathText = "state"
     hook_dir: PathText | None = None
     compression: list[Text] = [*COMPRESSORS]
+    cluster_domain_secret: PathText | None = None
 
 
 class NodeSection(_Section):

@@ -127,6 +127,7 @@ class Cluster:
         defaults: export options used where a call gives none (the names of `diskhaul.ExportOptions`).
         backends: stage ("lock", "cleanup", "transfer", "engine", "inventory", "snapshot", "zerofill") to backend name.
         backend_options: options by backend name, given to that backend when it is made.
+        cluster_domain_secret: file with what it shares with other clusters, for exports to them; None where it has none.
         source: the file it was read from, or None.
     """
 
@@ -140,6 +141,7 @@ class Cluster:
     backend_options: Mapping[str, Options] = field(default_factory=dict)
     nodes: Sequence[Node] = ()
     instances: Sequence[Instance] = ()
+    cluster_domain_secret: Path | None = None
     source: Path | None = None
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..certificates import CertificateInfo
 
-ACTIONS = ("init", "node", "renew", "show", "rotate", "retire")
+ACTIONS = ("init", "node", "renew", "show", "rotate", "retire", "secret")
 
 
 @click.command("certs", cls=Command)
@@ -38,7 +38,7 @@ ACTIONS = ("init", "node", "renew", "show", "rotate", "retire")
 @click.option(
     "--days", cls=Option, type=click.IntRange(1, 36500), metavar="N", help="Validity. [default: 397, of an authority 3650]"
 )
-@click.option("--force", cls=Option, is_flag=True, help="init, node: overwrite what is there.")
+@click.option("--force", cls=Option, is_flag=True, help="init, node, secret: overwrite what is there.")
 @common_options(hidden=True)
 @click.pass_obj
 def certs_command(
@@ -57,6 +57,7 @@ def certs_command(
     init makes the cluster's authority, node a key and a certificate for each NAME, renew new ones for each NAME or for all that
     expire within 30 days. show lists everything with its days; exit 2 when something there cannot be used. rotate makes a new
     authority beside the old one, retire ends the trust in the old one. Copy ca.crt and NAME.pem to the node, never ca.key.
+    secret makes a cluster-domain secret, which clusters that exchange instances have in common.
 
     \b
     Examples:
@@ -69,6 +70,8 @@ def certs_command(
 
     where = directory or Path("certs")
     _refuse_misplaced(action, names, cluster=cluster, role=role, dns=dns, days=days, force=force)
+    if action == "secret":
+        return _secret(where, force=force)
     made: Sequence[CertificateInfo]
     if action == "init":
         lasting = certificates.AUTHORITY_DAYS if days is None else days
@@ -98,12 +101,21 @@ def certs_command(
     )
 
 
+def _secret(directory: Path, *, force: bool) -> Answer:
+    from ..remote.secret import make_secret
+
+    place = make_secret(directory, force=force)
+    said = f"{place}: name it as cluster_domain_secret in [cluster], and give the same file to the other cluster"
+    return Answer(document={"secret": str(place)}, text=lambda: escape(said), chatter=True)
+
+
 def _refuse_misplaced(action: str, names: tuple[str, ...], **options: object) -> None:
     """Refuse arguments that the action would not look at."""
     taken = {
         "init": {"cluster", "days", "force"},
         "node": {"role", "dns", "days", "force"},
         "renew": {"days"},
+        "secret": {"force"},
         "rotate": {"days"},
     }.get(action, set())
     problems = [f"--{name}: 'certs {action}' does not take it" for name, value in options.items() if value and name not in taken]
