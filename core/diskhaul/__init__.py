@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         InventorySpec as InventorySpec,
         LockMode as LockMode,
         LockSpec as LockSpec,
+        RemoteParty as RemoteParty,
+        RemoteTerms as RemoteTerms,
         RuntimeSpec as RuntimeSpec,
         Snapshot as Snapshot,
         SnapshotSpec as SnapshotSpec,
@@ -82,7 +84,9 @@ if TYPE_CHECKING:
         list_exports as list_exports,
         plan as plan,
         plugins_report as plugins_report,
+        prepare as prepare,
         prune as prune,
+        receive as receive,
         recover as recover,
         remove as remove,
         show as show,
@@ -125,7 +129,9 @@ if TYPE_CHECKING:
         PathLimit as PathLimit,
         Plan as Plan,
         PlannedDisk as PlannedDisk,
+        PrepareResult as PrepareResult,
         Profile as Profile,
+        ReceiveResult as ReceiveResult,
         RecoverResult as RecoverResult,
         RemovalResult as RemovalResult,
         TuneResult as TuneResult,
@@ -137,7 +143,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": (
         "API_VERSION BackendContext Capability CleanupSpec DiskMap DiskRegion EngineSpec Extent ExtentKind FreeExtents "
-        "InventorySpec LockMode LockSpec RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec Tunable ZeroFillSpec"
+        "InventorySpec LockMode LockSpec RemoteParty RemoteTerms RuntimeSpec Snapshot SnapshotSpec StorageSpec TransferSpec "
+        "Tunable ZeroFillSpec"
     ),
     "cancellation": "CancellationToken",
     "config": "load_cluster",
@@ -150,8 +157,8 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
     "library": (
-        "bench export fleet_export free_extents import_ inspect list_exports plan plugins_report prune recover remove show tune "
-        "verify"
+        "bench export fleet_export free_extents import_ inspect list_exports plan plugins_report prepare prune receive recover "
+        "remove show tune verify"
     ),
     "model": "Cluster Disk Instance Nic Node",
     "option_defaults": "export_options import_options with_profile",
@@ -159,8 +166,8 @@ _HOMES = {
     "profile": "load_profile save_profile",
     "records": (
         "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult "
-        "ImportResult InspectedDisk ListResult Measurement PathLimit Plan PlannedDisk Profile RecoverResult RemovalResult "
-        "TuneResult TuneRound TuneTrial VerifyResult"
+        "ImportResult InspectedDisk ListResult Measurement PathLimit Plan PlannedDisk PrepareResult Profile ReceiveResult "
+        "RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from .cancellation import CancellationToken
 from .errors import ConfigurationError, GuestError, StorageError
@@ -780,6 +780,70 @@ class Receiver(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteParty:
+    """One side of an export to another cluster. It is known by its certificate, and by no other.
+
+    Attributes:
+        name: the instance, of the source; the node, of the receiver.
+        certificate: PEM; signed by nobody but itself.
+    """
+
+    cluster: str
+    name: str
+    certificate: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteTerms:
+    """What both sides of an export to another cluster know before they speak to each other.
+
+    Attributes:
+        own: private key and certificate of the side that holds this, PEM.
+        instance: what the instance is called at the destination.
+        tokens: of each disk by index, 32 bytes that its sender has to know; together good for one export.
+    """
+
+    source: RemoteParty
+    receiver: RemoteParty
+    own: bytes = field(repr=False)
+    instance: str
+    tokens: tuple[bytes, ...] = field(repr=False)
+
+
+class RemoteStore(ExportStore, Protocol):
+    """Where a remote export goes: takes one export, and lets it be read, and removed, while its receiver waits."""
+
+    def farewell(self) -> object:
+        """Say that the published export has been looked at and stands; the receiver ends then."""
+        ...
+
+
+RemoteStage = Literal["waiting", "receiving", "published", "settled", "given up"]
+"""How far a remote export has come, as its receiver knows; "settled" once the source has said farewell."""
+
+
+class RemoteReceiver(Receiver, Protocol):
+    """Takes one export from another cluster into a node's store. Listens from when it is made."""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host and port at which the source reaches it."""
+        ...
+
+    @property
+    def stage(self) -> RemoteStage: ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether the source is connected now."""
+        ...
+
+    def drop(self, export_id: str, /) -> object:
+        """Remove what of an export is not visible. Called after `close`."""
+        ...
+
+
 class Transfer(Protocol):
     """Reaches the export stores of nodes."""
 
@@ -806,6 +870,37 @@ class Transfer(Protocol):
             StorageError: it cannot listen.
         """
         return None
+
+    def remote_store(self, terms: RemoteTerms, host: str, port: int, /) -> RemoteStore:
+        """The place at another cluster that `terms` were agreed on for. Nothing is asked of it yet.
+
+        Raises:
+            ConfigurationError: this transfer does not go to other clusters.
+        """
+        raise ConfigurationError("the configured transfer does not go to other clusters")
+
+    def remote_receiver(
+        self,
+        node: Node,
+        terms: RemoteTerms,
+        /,
+        *,
+        state_dir: Path,
+        begun: Callable[[str], object],
+        accept: Callable[[bytes], object],
+    ) -> RemoteReceiver:
+        """What takes the export that `terms` were agreed on for into the store of `node`, which is this machine.
+
+        Args:
+            state_dir: a directory of its own.
+            begun: called with the export's id before anything of it is there; when it raises, nothing will be.
+            accept: called with the manifest before the export becomes visible; when it raises, it does not.
+
+        Raises:
+            ConfigurationError: this transfer does not go to other clusters, or the node has no address.
+            StorageError: it cannot listen.
+        """
+        raise ConfigurationError("the configured transfer does not go to other clusters")
 
 
 # --- clean-up, engines, inventories -----------------------------------------------------------------------------------

@@ -403,6 +403,14 @@ class PluginHost:
         """The configured transfer, or ``directory``."""
         return cast(api.Transfer, self._configured("transfer"))
 
+    def remote_transfer(self) -> api.Transfer:
+        """What goes to other clusters: the configured transfer where it can, or ``tls``."""
+        transfer = self.transfer()
+        own = getattr(type(transfer), "remote_store", None)
+        if own is not None and own is not api.Transfer.remote_store:
+            return transfer
+        return cast(api.Transfer, self._backend("transfer", "tls"))
+
     def cleanup(self) -> api.Cleanup:
         """The configured clean-up policy, or ``others``."""
         return cast(api.Cleanup, self._configured("cleanup"))

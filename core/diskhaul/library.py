@@ -6,7 +6,7 @@ cannot be used. Both are refusals (`RefusedError`): nothing was touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from .errors import RefusedError
 from .feedback import EventListener
 from .host import PluginHost, RegisteredBackend
 from .model import Cluster, Disk
+from .names import printable
 from .operations.base import RunContext
 from .operations.tuning.request import DEFAULT_SAMPLE, DEFAULT_TIME_S, DEFAULT_WRITE_LIMIT, SearchMethod, TuneRequest
 from .option_defaults import export_options
@@ -30,6 +31,8 @@ from .records import (
     InspectedDisk,
     ListResult,
     Plan,
+    PrepareResult,
+    ReceiveResult,
     RecoverResult,
     RemovalResult,
     TuneResult,
@@ -41,22 +44,25 @@ if TYPE_CHECKING:
 
 Config = Cluster | Path | str
 DEFAULT_BENCH_TIME_S = 20.0
+DEFAULT_RECEIVE_TIMEOUT_S = 3600.0
 
 
 def export(
     instance: str,
     *,
-    node: str,
+    node: str | None = None,
+    remote: Mapping[str, Any] | Path | str | None = None,
     config: Config,
     options: ExportOptions | None = None,
     plugins: Sequence[object] = (),
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
 ) -> ExportResult:
-    """Export `instance` to `node`.
+    """Export `instance` to `node`, or to another cluster.
 
     Args:
         instance, node: full names, or short ones that fit one full name.
+        remote: in place of `node`, the destination at another cluster that `receive` announced there: the document, or its file.
         config: a cluster, or the TOML file that describes it.
         options: None takes the cluster's ``[defaults]``.
         plugins: used besides the built-in and installed ones.
@@ -74,10 +80,80 @@ def export(
     """
     from .operations.at_node import run_where_it_belongs
     from .operations.export import ExportOperation
+    from .operations.remote_export import RemoteExportOperation
 
     cluster = _cluster(config)
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
-    return run_where_it_belongs(ExportOperation, context, instance, node, options or export_options(cluster))
+    if (node is None) == (remote is None):
+        raise RefusedError("node: give either a node or a destination at another cluster (remote)")
+    if remote is None:
+        return run_where_it_belongs(ExportOperation, context, instance, node, options or export_options(cluster))
+    destination = _document(remote, "the destination")
+    return run_where_it_belongs(RemoteExportOperation, context, instance, destination, options or export_options(cluster))
+
+
+def prepare(
+    instance: str,
+    *,
+    config: Config,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> PrepareResult:
+    """Prepare `instance` to be exported to another cluster: make a key and a certificate that are good for 24 hours.
+
+    The private key stays on the instance's node. The guest is not touched.
+
+    Args:
+        instance, config, plugins, on_event, cancel: as in `export`. The cluster needs a cluster-domain secret.
+
+    Returns:
+        The document to give to `receive` at the other cluster, signed with that secret.
+
+    Raises:
+        RefusedError: nothing was made; `problems` lists every reason.
+        LockTimeoutError: somebody else works on the instance.
+        StorageError: the key cannot be written.
+    """
+    from .operations.at_node import run_where_it_belongs
+    from .operations.prepare import PrepareOperation
+
+    context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
+    return run_where_it_belongs(PrepareOperation, context, instance)
+
+
+def receive(
+    prepared: Mapping[str, Any] | Path | str,
+    *,
+    node: str,
+    config: Config,
+    announce: Callable[[Mapping[str, Any]], object],
+    instance_name: str | None = None,
+    timeout_s: float = DEFAULT_RECEIVE_TIMEOUT_S,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> ReceiveResult:
+    """Take one export from another cluster into the export directory of `node`, which is this machine.
+
+    Args:
+        prepared: what `prepare` gave at the other cluster: the document, or its file. Each is good once.
+        announce: called with the destination, which `export` at the other cluster needs as `remote`, once it can be reached.
+        instance_name: what the instance is called here; by default as it was.
+        timeout_s: how long nothing may come, seconds; the destination expires as long after it was made, if no export has begun.
+        config, plugins, on_event, cancel: as in `export`.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason.
+        LockTimeoutError: somebody else works on the instance.
+        OperationFailedError: nothing came, or the source gave up; nothing is listed.
+        InterruptedRunError: cancelled; likewise.
+    """
+    from .operations.receive import ReceiveOperation
+
+    context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
+    document = _document(prepared, "the prepared export")
+    return ReceiveOperation(context, document, node, instance_name=instance_name, timeout_s=timeout_s, announce=announce).run()
 
 
 def fleet_export(
@@ -663,6 +739,22 @@ def _cluster(config: Config) -> Cluster:
     return load_cluster(config)
 
 
+def _document(document: Mapping[str, Any] | Path | str, what: str) -> Mapping[str, Any]:
+    """A document of a remote export that was given itself, or as its file; not looked at closely."""
+    if isinstance(document, Mapping):
+        return document
+    from .remote.envelope import read_document
+    from .remote.signing import MAX_DOCUMENT
+
+    try:
+        with open(document, "rb") as file:
+            data = file.read(MAX_DOCUMENT + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RefusedError(f"{printable(str(document))}: cannot be read: {reason}") from error
+    return read_document(data, what)
+
+
 def _disk(source: Disk | Path | str | None) -> Disk | None:
     """A disk for what was given as one: a path is an image file or, where it is one, a block device."""
     if source is None or isinstance(source, Disk):
@@ -702,7 +794,9 @@ __all__ = [
     "list_exports",
     "plan",
     "plugins_report",
+    "prepare",
     "prune",
+    "receive",
     "recover",
     "remove",
     "show",

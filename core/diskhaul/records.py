@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .api import DiskMap, FreeExtents
 from .model import Instance, Node
@@ -166,6 +166,45 @@ class ExportResult:
     @property
     def exit_code(self) -> int:
         return 4 if self.incomplete else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareResult:
+    """An instance that is ready to be exported to another cluster.
+
+    Attributes:
+        document: what to give to the other cluster's `receive`, as plain data; JSON can hold it.
+        prepared: its id, which is also the key's name.
+        key: where the private key lies on the instance's node.
+        expires: UTC; after that neither counts.
+    """
+
+    run_id: str
+    instance: str
+    node: str
+    document: Mapping[str, Any]
+    prepared: str
+    key: str
+    expires: datetime
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveResult:
+    """An export that came from another cluster. `source_cluster` and `source_instance` say from where."""
+
+    run_id: str
+    instance: str
+    node: str
+    source_cluster: str
+    source_instance: str
+    export: ExportRecord
+    timings: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

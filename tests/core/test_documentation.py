@@ -198,6 +198,18 @@ def test_the_two_nodes_of_the_tls_page_run_as_they_stand(tmp_path: Path, require
     assert not os.listdir(work)
 
 
+def test_the_two_clusters_of_the_page_on_remote_exports_run_as_they_stand(tmp_path: Path, requires: Callable[..., None]) -> None:
+    requires("cmp")
+    commands = "".join(block.content for block in _blocks(DOCS / "remote.md") if block.info == "sh run")
+    assert commands.count("diskhaul ") >= 6
+    work = tmp_path / "work"
+    work.mkdir()
+    cleaned_up = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
+    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, _environment(tmp_path))
+    assert "no damage found" in said
+    assert not os.listdir(work)
+
+
 def test_the_example_cluster_works_as_its_first_lines_say(tmp_path: Path) -> None:
     text = (EXAMPLES / "cluster.toml").read_text()
     (tmp_path / "cluster.toml").write_text(text)

@@ -10,12 +10,14 @@ import click
 
 from ..errors import RefusedError
 from ..options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, DigestTime
-from .invocation import Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
+from .invocation import PATH, Answer, Argument, GuestOperation, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds, parse_size
 from .path_options import path_options, profile_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..model import Cluster
     from ..records import Profile
 
@@ -120,7 +122,7 @@ def _further_problems(ctx: click.Context) -> Sequence[str]:
     from ..operations.export import ExportOperation
     from ..option_defaults import export_options
 
-    given = {name: value for name, value in ctx.params.items() if name not in ("instance", "node")}
+    given = {name: value for name, value in ctx.params.items() if name not in ("instance", "node", "remote")}
     try:
         cluster = ctx.ensure_object(Invocation).cluster()
         options = export_options(cluster, **given)
@@ -130,6 +132,15 @@ def _further_problems(ctx: click.Context) -> Sequence[str]:
     except RefusedError as error:
         return error.problems
     return ()
+
+
+def _or_remote(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Exactly one of ``--node`` and ``--remote``, which is looked at first, has to be there."""
+    if value is None and ctx.params.get("remote") is None and not ctx.resilient_parsing:
+        raise click.MissingParameter(ctx=ctx, param=param)
+    if value is not None and ctx.params.get("remote") is not None:
+        raise click.BadParameter("goes to a node here, and --remote to another cluster: give one of them")
+    return value
 
 
 class _ExportCommand(GuestOperation):
@@ -142,15 +153,25 @@ class _PlanCommand(Operation):
 
 @click.command("export", cls=_ExportCommand)
 @click.argument("instance", cls=Argument, metavar="INSTANCE")
-@click.option("--node", cls=Option, required=True, metavar="N", help="The node the export goes to.")
+@click.option("--node", cls=Option, metavar="N", callback=_or_remote, help="The node the export goes to.")
+@click.option(
+    "--remote",
+    cls=Option,
+    type=PATH,
+    metavar="FILE",
+    is_eager=True,
+    help="The destination at another cluster, in place of a node.",
+)
 @all_export_options
 @click.option(
     "--dry-run", cls=Option, is_flag=True, default=None, help="Check everything, run the pre hook scripts, and touch nothing."
 )
 @common_options(hidden=True)
 @click.pass_obj
-def export_command(invocation: Invocation, /, instance: str, node: str, profile: Profile | None, **given: Any) -> Answer:
-    """Export INSTANCE to a node.
+def export_command(
+    invocation: Invocation, /, instance: str, node: str | None, remote: Path | None, profile: Profile | None, **given: Any
+) -> Answer:
+    """Export INSTANCE to a node, or to another cluster.
 
     The guest is stopped, its disks are snapshotted, it is started again, and the snapshots are sent. Whatever fails, a guest
     that was running is running afterwards. The new export supersedes those that the clean-up policy names.
@@ -160,6 +181,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
       diskhaul export web1 --node beta
       diskhaul export web1 --node beta --no-shutdown --compress zstd:3
       diskhaul export db1 --node beta --compress zstd:9 --verify full --dry-run
+      diskhaul export web1 --remote web1.destination
     """
     import diskhaul
 
@@ -169,6 +191,7 @@ def export_command(invocation: Invocation, /, instance: str, node: str, profile:
     result = diskhaul.export(
         instance,
         node=node,
+        remote=remote,
         config=cluster,
         options=diskhaul.export_options(cluster, **given),
         on_event=invocation.on_event,

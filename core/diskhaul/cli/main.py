@@ -25,6 +25,8 @@ _COMMANDS = {
     "prune": "exports",
     "plan": "export",
     "recover": "recover",
+    "prepare": "remote",
+    "receive": "remote",
     "fleet": "fleet",
     "inspect": "inspection",
     "certs": "certs",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import cast
+from typing import TypeVar, cast
 
 from ..api import DiskRegion, ExportStore, LockMode, Runtime, Snapshots, Storage, ZeroFill
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, RefusedError, UnknownBackendError, UnreachableNodeError
@@ -31,6 +31,8 @@ from .instance_env import instance_environment
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
+
+T = TypeVar("T")
 
 
 class ExportOperation(Operation[ExportResult]):
@@ -77,14 +79,14 @@ class ExportOperation(Operation[ExportResult]):
         self.dry_run = self.options.dry_run
 
     def _argument_problems(self) -> list[str]:
-        problems = [
-            problem
-            for problem in (name_problem("instance", self._asked_instance), name_problem("node", self._asked_node))
-            if problem
-        ]
+        problems = [problem for kind, name in self._asked().items() if (problem := name_problem(kind, name))]
         if not isinstance(self.options, ExportOptions):
             return [*problems, f"options must be an ExportOptions, not {type(self.options).__name__}"]
         return [*problems, *option_problems(self.options), *compression_problems(self.options, self.cluster)]
+
+    def _asked(self) -> dict[str, str]:
+        """The names that were given, by kind."""
+        return {"instance": self._asked_instance, "node": self._asked_node}
 
     def _expanded(self) -> tuple[dict[str, str], list[RefusedError]]:
         """The full names of the instance and the node that were asked for, and why there are none."""
@@ -92,15 +94,12 @@ class ExportOperation(Operation[ExportResult]):
         found: dict[str, str] = {}
         try:
             inventory = self.host.inventory()
-            asked_for = (
-                ("instance", self._asked_instance, tuple(inventory.instances())),
-                ("node", self._asked_node, tuple(inventory.nodes())),
-            )
+            known = {"instance": tuple(inventory.instances()), "node": tuple(inventory.nodes())}
         except RefusedError as error:
             return found, [error]
-        for kind, asked, known in asked_for:
+        for kind, asked in self._asked().items():
             try:
-                found[kind] = expand_name(kind, asked, known)
+                found[kind] = expand_name(kind, asked, known[kind])
             except RefusedError as error:
                 problems.append(error)
         return found, problems
@@ -114,10 +113,14 @@ class ExportOperation(Operation[ExportResult]):
         inventory = self.host.inventory()
         instances, nodes = inventory.instances(), inventory.nodes()
         self.instance = instances[found["instance"]]
-        self.target = nodes[found["node"]]
+        self.target = self._target_node(found)
         if self.instance.node not in nodes:
             raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
         self.source = nodes[self.instance.node]
+
+    def _target_node(self, found: Mapping[str, str]) -> Node:
+        """The node that the export goes to; `found` has full names by kind."""
+        return self.host.inventory().nodes()[found["node"]]
 
     def home(self) -> Node:
         return self.source
@@ -145,7 +148,7 @@ class ExportOperation(Operation[ExportResult]):
             free = self._target_problems(problems)
             problems += self._snapshot_problems()
             problems += self._zero_fill_problems()
-            problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
+            problems += self._place_problems()
             problems += self._hook_script_problems()
             problems += self._layout_problems()
             problems += problems_from("clean-up", self._cleanup_problems)
@@ -230,13 +233,22 @@ class ExportOperation(Operation[ExportResult]):
         goes_by = "say by 'runtime' what runs it" if runtime == "none" else f"correct what its runtime '{runtime}' goes by"
         return [f"{name} counts as off, but {line}: end that, or {goes_by}" for line in used]
 
+    @property
+    def target_instance(self) -> str:
+        """What the instance is called where the export goes."""
+        return self.instance.name
+
+    def at_target(self, function: Callable[..., T], *arguments: object) -> T:
+        """Return ``function(store, *arguments)`` with the store that the export goes to."""
+        return on_node(self.host, self.target, function, *arguments)
+
     def _target_problems(self, problems: list[str]) -> int | None:
         """Add what is wrong with the target to `problems`; return its free space."""
         if self.target.offline:
             return None
         try:
             direct = self.options.direct_io == "always"
-            found, free = on_node(self.host, self.target, _store_facts, self.instance.name, direct)
+            found, free = self.at_target(_store_facts, self.target_instance, direct)
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             problems += failure_lines(f"node {self.target.name}", error)
             self._unreachable = error if isinstance(error, UnreachableNodeError) else None
@@ -250,7 +262,7 @@ class ExportOperation(Operation[ExportResult]):
             return frozenset()
         descriptors = {index: found for index, source in sources.items() if (found := source.whole_file()) is not None}
         try:
-            return on_node(self.host, self.target, _shared_disks, self.instance.name, descriptors)
+            return frozenset(self.at_target(_shared_disks, self.instance.name, descriptors))
         except Exception:  # a store that cannot say so gets copies
             return frozenset()
 
@@ -342,6 +354,10 @@ class ExportOperation(Operation[ExportResult]):
             return cast(Iterable[object], asked(disk))
 
         return problems_from(disk.label, ask)
+
+    def _place_problems(self) -> list[str]:
+        """Disks and the export must not be one place."""
+        return same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
 
     def _cleanup_problems(self) -> list[str]:
         """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""
@@ -494,13 +510,14 @@ class ExportOperation(Operation[ExportResult]):
         steps.append("publish the export")
         if options.remove_instance:
             steps.append(f"remove {name}")
+        return [*steps, *self._cleanup_steps()]
+
+    def _cleanup_steps(self) -> list[str]:
         if self.leaves_digests:
-            steps.append("keep earlier exports, since the new one has no digests until it is verified")
-        elif options.verify == "none":
-            steps.append("keep earlier exports, since the new one is not read back")
-        else:
-            steps.append(f"clean up superseded exports ({self.cluster.backends.get('cleanup', 'others')})")
-        return steps
+            return ["keep earlier exports, since the new one has no digests until it is verified"]
+        if self.options.verify == "none":
+            return ["keep earlier exports, since the new one is not read back"]
+        return [f"clean up superseded exports ({self.cluster.backends.get('cleanup', 'others')})"]
 
     def _expected_downtime(self, listed: Sequence[ExportRecord], to_read: int) -> tuple[float | None, str]:
         if self.downtime != "none" and self.options.remove_instance:
@@ -565,6 +582,8 @@ class ExportOperation(Operation[ExportResult]):
             operation=self,
             options=self.options,
             instance=self.instance,
+            exported=self.instance,
+            at_target=self.at_target,
             source=self.source,
             target=self.target,
             runtime=self.runtime,

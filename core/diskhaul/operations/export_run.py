@@ -75,8 +75,9 @@ class ExportRun:
             if self._task.options.remove_instance:
                 self._remove_instance()
             read_back = self._task.options.verify != "none"
-            removed, incomplete = clean_up(self._task.operation, export, read_back=read_back)
-            self._state.incomplete += incomplete
+            if not self._task.remote:  # what another cluster keeps is its own affair
+                removed, incomplete = clean_up(self._task.operation, export, read_back=read_back)
+                self._state.incomplete += incomplete
         except BaseException as error:  # a plugin may raise anything, SystemExit included
             self._state.incomplete.append(f"after the export was published: {type(error).__name__}: {error}")
         return self._result(export, removed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,10 @@ class ExportTask:
 
     Attributes:
         operation: whose context, locks and feedback are used.
+        instance: as it is here.
+        exported: as the export describes it: the same, unless it goes to another cluster.
+        at_target: calls a function with the store that the export goes to, and further arguments.
+        remote: the cluster that it goes to, or "" for this one.
         running: the guest runs now, or is owed a start by a run that is gone.
         snapshot_backends: name and backend by disk, as far as there is one.
         snapshot_reasons: why the other disks have none.
@@ -32,6 +36,7 @@ class ExportTask:
     operation: Operation[Any]
     options: ExportOptions
     instance: Instance
+    exported: Instance
     source: Node
     target: Node
     runtime: Runtime
@@ -41,6 +46,8 @@ class ExportTask:
     snapshot_reasons: tuple[str, ...]
     uses_snapshots: bool
     zero_fills: Mapping[int, tuple[str, ZeroFill]]
+    at_target: Callable[..., Any]
+    remote: str = ""
 
     def zeroing_limit_s(self, sizes_mib: int) -> float:
         """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""

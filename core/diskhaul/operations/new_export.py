@@ -30,7 +30,7 @@ from ..pipeline.workers import (
     worker_count,
 )
 from ..records import DiskResult, ExportRecord
-from .catalog import on_node, read_valid_manifest, record_of
+from .catalog import read_valid_manifest, record_of
 from .deadlines import PluginHangsError, within
 from .export_disks import ExportDisks
 from .export_task import ExportTask
@@ -54,7 +54,7 @@ class NewExport:
         self._feedback, self._journal, self._token = context.feedback, context.journal, context.token
         self._run_id = context.run_id
         self._created = datetime.now(UTC)
-        self._named = (task.instance.name, new_export_id(self._created, self._run_id))
+        self._named = (task.exported.name, new_export_id(self._created, self._run_id))
         self._compression = parse_compress(task.options.compress)
         self._codec = self._compression.codec()
         self._jobs: list[SendJob] = []
@@ -90,7 +90,7 @@ class NewExport:
         self._note = self._journal.note(self._run_id, "partial", self._noted())
         self._aborting = self._state.undo_later("removing the unfinished export", self._abort)
         with self._state.part_named("export finalization"):
-            writer = self._bounded_for_good("begin", lambda: on_node(self._host, self._target, _begin, *self._named))
+            writer = self._bounded_for_good("begin", lambda: self._task.at_target(_begin, *self._named))
             if not callable(getattr(writer, "abort", None)):
                 raise InvalidHookResultError(
                     f"node {self._target.name}: its store's begin gave {writer!r}, which is no export writer"
@@ -99,7 +99,13 @@ class NewExport:
 
     def _noted(self, *, given_up: bool = False) -> dict[str, object]:
         instance, export_id = self._named
-        return {"node": self._target.name, "instance": instance, "export_id": export_id, "given_up": given_up}
+        noted: dict[str, object] = {
+            "node": self._target.name,
+            "instance": instance,
+            "export_id": export_id,
+            "given_up": given_up,
+        }
+        return noted | {"cluster": self._task.remote} if self._task.remote else noted
 
     def _abort(self) -> None:
         # Once it was to be published it may be visible already, or become so when a call that was left behind ends, although
@@ -112,7 +118,7 @@ class NewExport:
                 self._abandon()
             finally:
                 if self._publishing:
-                    self._bounded("remove", lambda: on_node(self._host, self._target, _remove, *self._named))
+                    self._bounded("remove", lambda: self._task.at_target(_remove, *self._named))
         if not self._call_left_behind:  # a call that hung may still make something: `recover` looks again
             self._journal.strike(self._note)
 
@@ -120,7 +126,7 @@ class NewExport:
         if self._begun is not None:
             self._bounded_for_good("abort", self._begun.abort)
         else:  # `begin` failed half-way
-            self._bounded("remove", lambda: on_node(self._host, self._target, _remove_partial, *self._named))
+            self._bounded("remove", lambda: self._task.at_target(_remove_partial, *self._named))
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
@@ -353,8 +359,9 @@ class NewExport:
             self._task.operation.locks.check()
             self._publishing = True
             self._bounded_for_good("publish", lambda: self._writer.publish(content))
-            host, node = self._host, self._target
-            record = self._bounded("read", lambda: on_node(host, node, _published_record, node.name, *self._named))
+            record: ExportRecord = self._bounded(
+                "read", lambda: self._task.at_target(_published_record, self._target.name, *self._named)
+            )
         self._state.done(self._aborting)
         try:
             self._journal.strike(self._note)
@@ -369,7 +376,7 @@ class NewExport:
             run_id=self._run_id,
             cluster=self._task.operation.cluster.name,
             created=self._created.isoformat(),
-            instance=instance_record(self._instance, left_out),
+            instance=instance_record(self._task.exported, left_out),
             options={"compress": str(self._compression), "shutdown": self._options.shutdown, "verify": self._options.verify},
             consistency=disks.consistency,
             layout=self._options.layout,

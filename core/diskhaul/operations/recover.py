@@ -142,6 +142,9 @@ def _remove_snapshot(context: RunContext, run: UnfinishedRun, data: Mapping[str,
 
 def _remove_partial(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     instance, export_id = data["instance"], data["export_id"]
+    if "cluster" in data:
+        # Nobody else can reach it: the key has ended with the run, and the receiver removes what does not go on.
+        return f"the unfinished export {instance}@{export_id} is left to its receiver at cluster {data['cluster']}"
     if data.get("given_up"):
         # Publishing it was reported as failed. A call that was left behind may have published it all the same.
         _on_named_node(context, data["node"], _drop_all, instance, export_id)

@@ -15,7 +15,6 @@ from ..pipeline.send import SendJob
 from ..pipeline.sharing import Shared, Sharing, open_shared, share_blocks
 from ..pipeline.source import Source, close_sources
 from ..pipeline.workers import PipelineStalledError, as_diskhaul_error, run_jobs
-from .catalog import on_node
 from .deadlines import within
 from .export_task import ExportTask
 from .run_state import RunState
@@ -31,8 +30,8 @@ def share_disk(task: ExportTask, disk: Disk, source: Source, file: StoreFile) ->
     sharing = share_blocks(source, file)
     planned = task.plan.disks[disk.index]
     if sharing.shared is Shared.NO and planned.shared:
-        host, target, limit_s = task.operation.context.host, task.target, task.options.stall_timeout_s
-        free = within(limit_s, "export store ask for room", lambda: on_node(host, target, _free_bytes))
+        target, limit_s = task.target, task.options.stall_timeout_s
+        free = within(limit_s, "export store ask for room", lambda: task.at_target(_free_bytes))
         if free is not None and free < planned.data_bytes:
             raise OperationFailedError(
                 f"{disk.label}: {sharing.reason}; and node {target.name} has no room for a copy: {free // MIB:,} MiB are free, "

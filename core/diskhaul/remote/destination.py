@@ -116,23 +116,18 @@ def destination_document(
 
 
 def check_destination(
-    document: Document, secret: bytes, *, now: datetime, cluster: str, instance: str, sizes: Sequence[int] | None
+    document: Document, secret: bytes, *, now: datetime, cluster: str, instance: str, sizes: Sequence[int | None]
 ) -> tuple[Destination, list[str]]:
     """What a document says, which came from elsewhere, and every reason not to believe it, one line each.
 
     Args:
         cluster, instance: the source's, which it has to be for.
-        sizes: of the instance's disks; None where they are not known.
+        sizes: of the instance's disks, bytes; None where one is not known.
 
     Raises:
         RefusedError: it cannot even be read.
     """
-    try:
-        content, genuine = open_document(document, secret, DESTINATION)
-        fields = Fields(content, "destination", _FIELDS)
-        destination, key = _read(fields), read_key(fields)
-    except UnreadableDocumentError as error:
-        raise RefusedError(f"the destination {error}") from error
+    content, genuine, destination, key = _opened(document, secret)
     problems = [] if genuine else ["the destination: its HMAC is wrong: it was changed, or the clusters' secrets differ"]
     problems += [f"the destination {problem}" for problem in time_problems(destination.created, destination.expires, now)]
     if not is_sealed(secret, KEY_PURPOSE, key):
@@ -147,6 +142,25 @@ def check_destination(
     return destination, problems
 
 
+def read_destination(document: Document) -> Destination:
+    """What a document says, whoever made it: for names, and not to be acted upon.
+
+    Raises:
+        RefusedError: it cannot be read.
+    """
+    return _opened(document, b"")[2]
+
+
+def _opened(document: Document, secret: bytes) -> tuple[dict[str, Any], bool, Destination, Mapping[str, str]]:
+    """Content, whether it is genuine, what it says, and the key's name under its HMAC."""
+    try:
+        content, genuine = open_document(document, secret, DESTINATION)
+        fields = Fields(content, "destination", _FIELDS)
+        return content, genuine, _read(fields), read_key(fields)
+    except UnreadableDocumentError as error:
+        raise RefusedError(f"the destination {error}") from error
+
+
 def _certificate_problems(sealed: Mapping[str, Any], secret: bytes, destination: Destination, now: datetime) -> list[str]:
     if not is_sealed(secret, CERTIFICATE_PURPOSE, sealed) or sealed["prepared"] != destination.prepared:
         # What nobody vouches for is not looked into.
@@ -156,20 +170,19 @@ def _certificate_problems(sealed: Mapping[str, Any], secret: bytes, destination:
 
 
 def _disk_problems(
-    sealed: Sequence[Mapping[str, Any]], secret: bytes, destination: Destination, sizes: Sequence[int] | None
+    sealed: Sequence[Mapping[str, Any]], secret: bytes, destination: Destination, sizes: Sequence[int | None]
 ) -> list[str]:
     problems = []
-    if sizes is not None and len(destination.disks) != len(sizes):
+    if len(destination.disks) != len(sizes):
         problems.append(f"the destination has places for {len(destination.disks)} disk(s), and the instance has {len(sizes)}")
     for position, (entry, disk) in enumerate(zip(sealed, destination.disks, strict=True)):
         if not is_sealed(secret, DISK_PURPOSE, entry) or entry["prepared"] != destination.prepared:
             problems.append(f"disk {position}: the HMAC of its destination is wrong")
         elif disk.index != position:
             problems.append(f"disk {position}: its destination is that of disk {disk.index}")
-        if sizes is not None and position < len(sizes) and disk.size != sizes[position]:
-            problems.append(
-                f"disk {position} has {sizes[position]} bytes, and its destination is for {disk.size}: prepare it anew"
-            )
+        size = sizes[position] if position < len(sizes) else None
+        if size is not None and disk.size != size:
+            problems.append(f"disk {position} has {size} bytes, and its destination is for {disk.size}: prepare it anew")
     if len({(disk.host, disk.port) for disk in destination.disks}) > 1:
         problems.append("the destination: its disks go to different addresses, which this diskhaul does not do")
     if len({disk.token for disk in destination.disks}) != len(destination.disks):

@@ -28,8 +28,8 @@ class RemoteKeys:
     def __init__(self, state_dir: Path) -> None:
         self._directory = state_dir / "remote" / "keys"
 
-    def keep(self, id_: str, pem: bytes, expires: datetime) -> None:
-        """Keep the key of a prepared export, and drop those that have expired.
+    def keep(self, id_: str, pem: bytes, expires: datetime) -> Path:
+        """Keep the key of a prepared export; return where.
 
         Raises:
             StorageError: it cannot be written.
@@ -42,6 +42,7 @@ class RemoteKeys:
             raise StorageError(f"{place}: cannot be made: {error.strerror}", path=str(place)) from error
         write_durably(place / _EXPIRES, expires.isoformat().encode("ascii"), 0o600)
         write_durably(place / _KEY, pem, 0o600)
+        return place / _KEY
 
     def problem(self, id_: str) -> str | None:
         """Why the key of a prepared export cannot be used, in one line."""

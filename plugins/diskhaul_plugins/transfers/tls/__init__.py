@@ -12,4 +12,8 @@ sessions        exports that a receiver is being sent; what of them outlives the
 receiver        accepts connections, within bounds
 service         what a receiver does for one connection
 transfer        the backend
+pinned          exports to other clusters: an identity that trusts one certificate
+remote_proofs   what the source shows of the tokens that it was given
+remote_store    the source's side
+remote_receiver the destination's side
 """

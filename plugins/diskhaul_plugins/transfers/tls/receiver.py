@@ -229,10 +229,14 @@ class TlsReceiver(Receiver):
             own.close()
             raise
         try:
-            return tls, peer_of(tls, cluster=self._cluster, roles=SENDERS)
+            return tls, self._peer(tls)
         except BaseException:
             tls.close()
             raise
+
+    def _peer(self, tls: ssl.SSLSocket) -> Peer:
+        """Who is at the other end; raises `WrongPeerError` for whom it may not be."""
+        return peer_of(tls, cluster=self._cluster, roles=SENDERS)
 
     def _establish(self, plain: socket.socket, connection: Connection, peer: Peer) -> str:
         """Count the connection as its peer's; return why not, or ""."""

@@ -116,6 +116,30 @@ def address_of(node: Node, *, listening: bool = False) -> Address | None:
         ConfigurationError: it is not HOST:PORT.
     """
     key = "listen" if listening and "listen" in node.options else "address"
+    return _address(node, key, lowest=0 if listening else 1, everywhere=key != "address")
+
+
+def remote_addresses_of(node: Node) -> tuple[Address, Address]:
+    """Where `node` listens for exports from other clusters, and where they reach it; port 0 is any that is free.
+
+    Raises:
+        ConfigurationError: that is not configured, or not HOST:PORT.
+    """
+    reached = _address(node, "remote_address", lowest=0, everywhere=False)
+    if reached is None:
+        usual = address_of(node)
+        if usual is None:
+            raise ConfigurationError(
+                f'nodes.{node.name}.options.remote_address: is missing: "HOST:PORT" where other clusters reach the node; '
+                "port 0 is any that is free"
+            )
+        reached = Address(usual.host, 0)
+    listening = _address(node, "remote_listen", lowest=0, everywhere=True)
+    return listening or reached, reached
+
+
+def _address(node: Node, key: str, *, lowest: int, everywhere: bool) -> Address | None:
+    """The option `key` of a node; with `everywhere` it may be without a host."""
     text = node.options.get(key)
     if text is None:
         return None
@@ -125,6 +149,6 @@ def address_of(node: Node, *, listening: bool = False) -> Address | None:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     number = int(port) if colon and port.isascii() and port.isdigit() and len(port) < 6 else -1
-    if not (0 if listening else 1) <= number <= 65535 or (not host and key == "address"):
+    if not lowest <= number <= 65535 or (not host and not everywhere):
         raise ConfigurationError(f'{where}: {printable(text)} is not HOST:PORT, like "beta.example.com:7420"')
     return Address(host, number)

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
-from diskhaul.api import BackendContext, Capability, ExportReader, ExportStore, Inventory, Receiver, Transfer
+from diskhaul.api import (
+    BackendContext,
+    Capability,
+    ExportReader,
+    ExportStore,
+    Inventory,
+    Receiver,
+    RemoteReceiver,
+    RemoteStore,
+    RemoteTerms,
+    Transfer,
+)
 from diskhaul.errors import ConfigurationError, UnreachableNodeError
 from diskhaul.model import Node
 
@@ -14,7 +27,9 @@ from .client_store import TlsStore
 from .connection import Dialler
 from .identities import Identity
 from .receiver import TlsReceiver
-from .settings import Settings, address_of, read_settings
+from .remote_receiver import RemoteTlsReceiver
+from .remote_store import RemoteTlsStore
+from .settings import Address, Settings, address_of, read_settings, remote_addresses_of
 
 
 def capability() -> Capability:
@@ -71,6 +86,32 @@ class TlsTransfer(Transfer):
             state_dir=cluster.state_dir,
             master=cluster.master,
             inventory=inventory,
+        )
+
+    def remote_store(self, terms: RemoteTerms, host: str, port: int, /) -> RemoteStore:
+        return RemoteTlsStore(terms, Address(host, port), self._settings)
+
+    def remote_receiver(
+        self,
+        node: Node,
+        terms: RemoteTerms,
+        /,
+        *,
+        state_dir: Path,
+        begun: Callable[[str], object],
+        accept: Callable[[bytes], object],
+    ) -> RemoteReceiver:
+        listening, reached = remote_addresses_of(node)
+        return RemoteTlsReceiver(
+            node,
+            listening,
+            reached,
+            terms,
+            self._settings,
+            store=lambda: self._directories.store(node),
+            state_dir=state_dir,
+            begun=begun,
+            accept=accept,
         )
 
     def _identity(self, this: str) -> Identity:
