@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         export as export,
         fleet_export as fleet_export,
         free_extents as free_extents,
+        guest as guest,
         import_ as import_,
         inspect as inspect,
         list_exports as list_exports,
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
         Instance as Instance,
         Nic as Nic,
         Node as Node,
+        OtherCluster as OtherCluster,
     )
     from .option_defaults import (
         export_options as export_options,
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
         Finding as Finding,
         FleetMember as FleetMember,
         FleetResult as FleetResult,
+        GuestResult as GuestResult,
         ImportResult as ImportResult,
         InspectedDisk as InspectedDisk,
         ListResult as ListResult,
@@ -157,15 +160,15 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
     "library": (
-        "bench export fleet_export free_extents import_ inspect list_exports plan plugins_report prepare prune receive recover "
-        "remove show tune verify"
+        "bench export fleet_export free_extents guest import_ inspect list_exports plan plugins_report prepare prune receive "
+        "recover remove show tune verify"
     ),
-    "model": "Cluster Disk Instance Nic Node",
+    "model": "Cluster Disk Instance Nic Node OtherCluster",
     "option_defaults": "export_options import_options with_profile",
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
     "profile": "load_profile save_profile",
     "records": (
-        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult "
+        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult GuestResult "
         "ImportResult InspectedDisk ListResult Measurement PathLimit Plan PlannedDisk PrepareResult Profile ReceiveResult "
         "RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import ConfigurationError
-from .model import Cluster, Disk, Instance, Nic, Node
+from .model import Cluster, Disk, Instance, Nic, Node, OtherCluster
 from .names import name_problem, printable, suggestion
 from .options import COMPRESSORS, ExportOptions
 from .permissions import tampering_problem
@@ -111,7 +111,7 @@ def _name_problems(raw: Mapping[str, Any]) -> list[str]:
     cluster_name = _table(raw.get("cluster")).get("name")
     if isinstance(cluster_name, str) and cluster_name.strip() and (problem := name_problem("cluster", cluster_name)):
         problems.append(f"{_at('cluster', 'name')}: {problem}")
-    for section, kind in (("nodes", "node"), ("instances", "instance")):
+    for section, kind in (("nodes", "node"), ("instances", "instance"), ("clusters", "cluster")):
         for name, _content in _tables(raw, section):
             if problem := name_problem(kind, name):
                 problems.append(f"{_at(section, name)}: {problem}")
@@ -299,6 +299,7 @@ def _cluster(document: Document, file: Path) -> Cluster:
             for name, node in document.nodes.items()
         ),
         instances=tuple(_instance(name, instance, base) for name, instance in document.instances.items()),
+        clusters=tuple(OtherCluster(name=name, command=tuple(other.command)) for name, other in document.clusters.items()),
         cluster_domain_secret=base / cluster.cluster_domain_secret if cluster.cluster_domain_secret is not None else None,
         source=file,
     )

@@ -78,6 +78,10 @@ class NodeSection(_Section):
     options: Table = {}
 
 
+class OtherClusterSection(_Section):
+    command: Annotated[list[Text], Field(min_length=1)]
+
+
 class DiskSection(_Section):
     storage: Text = "file"
     path: PathText | None = None
@@ -130,6 +134,7 @@ class Document(_Section):
     backend_options: dict[str, Table] = {}
     nodes: dict[str, NodeSection] = {}
     instances: dict[str, InstanceSection] = {}
+    clusters: dict[str, OtherClusterSection] = {}
 
 
 def check_shape(raw: Mapping[str, Any]) -> tuple[Document | None, list[str]]:
@@ -189,6 +194,7 @@ _EXAMPLES: dict[str, str] = {
     "name": 'name = "..."',
     "export_dir": 'export_dir = "exports"',
     "node": 'node = "NODE", one of those under [nodes]',
+    "command": 'command = ["ssh", "root@HOST", "diskhaul"]',
 }
 
 _EXPECTED: dict[str, str] = {
@@ -209,7 +215,7 @@ def _plain(details: ErrorDetails) -> str:
     if kind == "missing":
         return f"is missing; add {_EXAMPLES.get(str(location[-1]), 'it')}"
     if kind == "extra_forbidden":
-        if isinstance(given, dict) and len(location) == 3 and location[0] in ("instances", "nodes"):
+        if isinstance(given, dict) and len(location) == 3 and location[0] in ("instances", "nodes", "clusters"):
             name = f'[{location[0]}."{location[1]}.{location[2]}..."]'
             return f"is a table of its own; a name with dots needs quotes: {escape(name)}"
         return _unknown_key(location)
@@ -219,6 +225,8 @@ def _plain(details: ErrorDetails) -> str:
         return f"must be {str(context['expected']).replace(chr(39), chr(34))}, not {_shown(given)}"
     if kind == "greater_than_equal":
         return f"must not be below {context['ge']}"
+    if kind == "too_short":
+        return f"is empty; write it like {_EXAMPLES.get(str(location[-1]), 'one')}"
     if kind == "less_than_equal":
         return f"must not be above {context['le']}"
     return f"{details['msg'][:1].lower()}{details['msg'][1:]}; correct it"
@@ -239,7 +247,12 @@ def _unknown_key(location: Location) -> str:
 
 def _section_at(location: Location) -> type[BaseModel]:
     """The section whose keys stand at `location`: names and indexes in between say nothing about it."""
-    sections: dict[str, type[BaseModel]] = {"cluster": ClusterSection, "nodes": NodeSection, "backends": BackendsSection}
+    sections: dict[str, type[BaseModel]] = {
+        "cluster": ClusterSection,
+        "nodes": NodeSection,
+        "backends": BackendsSection,
+        "clusters": OtherClusterSection,
+    }
     if not location:
         return Document
     if location[0] == "instances":

@@ -27,6 +27,7 @@ from .records import (
     ExportDetails,
     ExportResult,
     FleetResult,
+    GuestResult,
     ImportResult,
     InspectedDisk,
     ListResult,
@@ -84,7 +85,7 @@ def export(
 
     cluster = _cluster(config)
     context = RunContext(cluster, plugins=plugins, on_event=on_event, token=cancel)
-    if (node is None) == (remote is None):
+    if node is not None and remote is not None:
         raise RefusedError("node: give either a node or a destination at another cluster (remote)")
     if remote is None:
         return run_where_it_belongs(ExportOperation, context, instance, node, options or export_options(cluster))
@@ -297,6 +298,40 @@ def import_(
     where = ImportWhere(node=node, to_dir=Path(to_dir) if to_dir is not None else None, disks=disks, instance_name=instance_name)
     has_cluster = config is not None
     return run_where_it_belongs(ImportOperation, context, export, where, options or ImportOptions(), has_cluster=has_cluster)
+
+
+def guest(
+    action: Literal["status", "start", "stop"],
+    instance: str,
+    *,
+    config: Config,
+    shutdown_timeout_s: float = 120.0,
+    lock_timeout_s: float = 60.0,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> GuestResult:
+    """Ask whether the guest of `instance` runs, start it, or stop it, through its runtime; what is so already is left alone.
+
+    Args:
+        action: "start" is tried several times; "stop" only says that it has when the guest is down.
+        instance, config, plugins, on_event, cancel: as in `export`.
+        shutdown_timeout_s: how long a clean shutdown may take, seconds.
+        lock_timeout_s: how long to wait for somebody who works on the instance, seconds.
+
+    Raises:
+        RefusedError: nothing was touched.
+        UnknownNameError: there is no such instance.
+        LockTimeoutError: somebody else works on the instance.
+        GuestError: its state cannot be found out, or it cannot be started or stopped.
+    """
+    from .operations.at_node import run_where_it_belongs
+    from .operations.guest_state import GuestOperation
+
+    context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
+    return run_where_it_belongs(
+        GuestOperation, context, action, instance, shutdown_timeout_s=shutdown_timeout_s, lock_timeout_s=lock_timeout_s
+    )
 
 
 def list_exports(
@@ -789,6 +824,7 @@ __all__ = [
     "export",
     "fleet_export",
     "free_extents",
+    "guest",
     "import_",
     "inspect",
     "list_exports",

@@ -116,6 +116,23 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherCluster:
+    """A cluster that instances are moved to.
+
+    Attributes:
+        name: what that cluster calls itself.
+        command: runs ``diskhaul`` there, on the node that takes the instances; arguments follow, standard input and output are
+            its own. ``["ssh", "root@west", "diskhaul"]``
+    """
+
+    name: str
+    command: Sequence[str]
+
+    def __post_init__(self) -> None:
+        check_name("cluster", self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Nodes and instances under one configuration.
 
@@ -128,6 +145,7 @@ class Cluster:
         backends: stage ("lock", "cleanup", "transfer", "engine", "inventory", "snapshot", "zerofill") to backend name.
         backend_options: options by backend name, given to that backend when it is made.
         cluster_domain_secret: file with what it shares with other clusters, for exports to them; None where it has none.
+        clusters: others that instances are moved to.
         source: the file it was read from, or None.
     """
 
@@ -142,12 +160,14 @@ class Cluster:
     nodes: Sequence[Node] = ()
     instances: Sequence[Instance] = ()
     cluster_domain_secret: Path | None = None
+    clusters: Sequence[OtherCluster] = ()
     source: Path | None = None
 
     def __post_init__(self) -> None:
         check_name("cluster", self.name)
         problems = [f"nodes: {name!r} stands twice" for name in _twice(node.name for node in self.nodes)]
         problems += [f"instances: {name!r} stands twice" for name in _twice(i.name for i in self.instances)]
+        problems += [f"clusters: {name!r} stands twice" for name in _twice(other.name for other in self.clusters)]
         if problems:
             raise ConfigurationError(problems)
 

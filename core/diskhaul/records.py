@@ -208,6 +208,18 @@ class ReceiveResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestResult:
+    """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here."""
+
+    run_id: str
+    instance: str
+    node: str
+    running: bool
+    changed: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportResult:
     """What an import did. `targets` is where each disk went, by index."""
 

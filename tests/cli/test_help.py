@@ -12,7 +12,7 @@ from diskhaul.cli.main import cli
 from .conftest import ENVIRONMENT
 
 COMMANDS = [
-    *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover", "prepare", "receive", "fleet"),
+    *("export", "import", "list", "show", "verify", "remove", "prune", "plan", "recover", "prepare", "receive", "guest", "fleet"),
     *("inspect", "certs", "node", "bench", "tune", "plugins", "doctor", "demo"),
 ]
 PATH_FLAGS = ["--threads", "--read-ahead", "--direct-io", "--memory", "--bwlimit", "--nice", "--io-priority"]
@@ -42,7 +42,7 @@ HEAVY = (
 FLAGS = {
     "export": [*EXPORT_FLAGS, "--remote", "--dry-run"],
     "plan": EXPORT_FLAGS,
-    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--force", "--dry-run", "--profile", *PATH_FLAGS],
+    "import": ["--node", "--to-dir", "--disk", "--instance-name", "--grow", "--force", "--dry-run", "--profile", *PATH_FLAGS],
     "list": ["--node"],
     "show": ["--node"],
     "verify": ["--node"],
@@ -51,6 +51,7 @@ FLAGS = {
     "recover": [],
     "prepare": ["--out"],
     "receive": ["--node", "--instance-name", "--timeout", "--out"],
+    "guest": ["--shutdown-timeout"],
     "fleet": [],
     "inspect": ["--zero-fill", "--svg"],
     "certs": ["--dir", "--cluster", "--role", "--dns", "--days", "--force"],

@@ -81,6 +81,8 @@ state_dir = "s"
 hook_dir = "hooks"
 compression = ["none", "zstd"]
 cluster_domain_secret = "certs/secret"
+[clusters.west]
+command = ["ssh", "west", "diskhaul"]
 [defaults]
 compress = "zstd:3"
 long_sleep = true
@@ -130,6 +132,7 @@ link = "br0"
     assert (cluster.master, cluster.state_dir, cluster.hook_dir) == ("beta", tmp_path / "s", tmp_path / "hooks")
     assert cluster.compression == ("none", "zstd")
     assert cluster.cluster_domain_secret == tmp_path / "certs/secret"
+    assert [(other.name, other.command) for other in cluster.clusters] == [("west", ("ssh", "west", "diskhaul"))]
     assert cluster.defaults == {"compress": "zstd:3", "long_sleep": True, "shutdown_timeout_s": 30, "verify": "full"}
     assert cluster.backends == {"lock": "file", "cleanup": "keep"}
     assert cluster.backend_options == {"keep": {"last": 3}}

@@ -449,17 +449,17 @@ def test_every_key_of_a_configuration_is_described_and_no_other() -> None:
     wanted: set[str] = set()
     for name in ("cluster", "backends"):
         wanted |= set(_model_keys(sections[name].annotation, f"{name}."))
-    for name in ("nodes", "instances"):
+    for name in ("nodes", "instances", "clusters"):
         wanted |= set(_model_keys(get_args(sections[name].annotation)[1], f"{name}.NAME."))
     known = _coded(text)
     assert wanted <= known, wanted - known
-    assert {key for key in known if re.fullmatch(r"(cluster|backends|nodes|instances|disks|nics)\.[\w.]+", key)} - {
+    assert {key for key in known if re.fullmatch(r"(cluster|clusters|backends|nodes|instances|disks|nics)\.[\w.]+", key)} - {
         "cluster.toml"
     } <= wanted
     headings = {title for _, title in _HEADING.findall(_prose(page))}
     assert {f"`[{name}]`" for name in ("cluster", "defaults", "backends")} <= headings
-    assert {f"`[{name}.NAME]`" for name in ("backend_options", "nodes", "instances")} <= headings
-    assert set(sections) == {"cluster", "defaults", "backends", "backend_options", "nodes", "instances"}
+    assert {f"`[{name}.NAME]`" for name in ("backend_options", "nodes", "instances", "clusters")} <= headings
+    assert set(sections) == {"cluster", "defaults", "backends", "backend_options", "nodes", "instances", "clusters"}
 
 
 def test_every_option_of_the_built_in_backends_is_described() -> None:

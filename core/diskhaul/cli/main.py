@@ -27,6 +27,7 @@ _COMMANDS = {
     "recover": "recover",
     "prepare": "remote",
     "receive": "remote",
+    "guest": "guest",
     "fleet": "fleet",
     "inspect": "inspection",
     "certs": "certs",

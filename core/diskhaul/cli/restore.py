@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..sizes import MAX_SIZE
 from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
+from .numbers import parse_size
 from .path_options import path_options, profile_option
 from .text import escape
 
 if TYPE_CHECKING:
     from ..records import Profile
 
+F = TypeVar("F", bound=Callable[..., Any])
 _DISK = re.compile(r"([0-9]{1,4})=(.+)", re.DOTALL)
 
 
@@ -40,6 +44,37 @@ def _by_index(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int
     return disks or None
 
 
+def parse_growth(text: str) -> tuple[int, int]:
+    """Return ``N=SIZE`` as disk index and bytes.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    index, equals, size = text.partition("=")
+    if not equals or not re.fullmatch(r"[0-9]{1,4}", index):
+        raise ValueError(f"'{escape(text, longest=80)}' is not N=SIZE (such as 0=20GiB)")
+    return int(index), parse_size(size, smallest=1, largest=MAX_SIZE)
+
+
+def _once(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    if len(dict(value)) != len(value):
+        raise click.BadParameter("a disk is given twice")
+    return value
+
+
+def grow_option(function: F) -> F:
+    """Add ``--grow``; the command gets pairs of disk index and bytes as ``grow``."""
+    return click.option(
+        "--grow",
+        cls=Option,
+        type=checked("N=SIZE", parse_growth),
+        multiple=True,
+        callback=_once,
+        metavar="N=SIZE",
+        help="Make disk N this large; once for each disk. A disk may grow, never shrink.",
+    )(function)
+
+
 @click.command("import", cls=Operation)
 @click.argument("export", cls=Argument, metavar="EXPORT")
 @click.option("--node", cls=Option, metavar="N", help="Look for the export on this node only.")
@@ -55,6 +90,7 @@ def _by_index(ctx: click.Context, param: click.Parameter, value: tuple[tuple[int
     help="Put disk N into this file or device; once for each disk.",
 )
 @click.option("--instance-name", cls=Option, metavar="NEW", help="Call the instance NEW.")
+@grow_option
 @click.option("--force", cls=Option, is_flag=True, help="Overwrite targets that exist.")
 @click.option("--dry-run", cls=Option, is_flag=True, help="Check everything and write nothing.")
 @path_options
@@ -69,6 +105,7 @@ def import_command(
     to_dir: Path | None,
     disks: dict[int, Path] | None,
     instance_name: str | None,
+    grow: tuple[tuple[int, int], ...],
     force: bool,
     dry_run: bool,
     profile: Profile | None,
@@ -100,7 +137,7 @@ def import_command(
         to_dir=to_dir,
         disks=disks,
         instance_name=instance_name,
-        options=diskhaul.import_options(profile=profile, force=force, dry_run=dry_run, **path),
+        options=diskhaul.import_options(profile=profile, grow=grow, force=force, dry_run=dry_run, **path),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

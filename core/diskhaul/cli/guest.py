@@ -1,0 +1,58 @@
+"""``diskhaul guest``."""
+
+from __future__ import annotations
+
+import click
+
+from .invocation import Answer, Argument, GuestOperation, Invocation, Option, checked, common_options
+from .json_output import jsonable
+from .numbers import parse_seconds
+from .text import escape
+
+ACTIONS = ("status", "start", "stop")
+
+
+@click.command("guest", cls=GuestOperation)
+@click.argument("action", cls=Argument, metavar="ACTION", type=click.Choice(ACTIONS))
+@click.argument("instance", cls=Argument, metavar="INSTANCE")
+@click.option(
+    "--shutdown-timeout",
+    "shutdown_timeout_s",
+    cls=Option,
+    type=checked("seconds", parse_seconds),
+    metavar="S",
+    help="stop: how long a clean shutdown may take, seconds. [default: 120]",
+)
+@common_options(hidden=True)
+@click.pass_obj
+def guest_command(invocation: Invocation, action: str, instance: str, shutdown_timeout_s: float | None) -> Answer:
+    """Ask whether the guest of INSTANCE runs, start it, or stop it.
+
+    Goes through the instance's runtime, under its lock, so that nothing else works on it meanwhile. What is so already is left
+    alone: starting a guest that runs, or stopping one that is down, changes nothing.
+
+    \b
+    Examples:
+      diskhaul guest status web1
+      diskhaul guest stop web1 --shutdown-timeout 300
+      diskhaul guest start web1
+    """
+    import diskhaul
+
+    from .render import notes
+
+    result = diskhaul.guest(
+        next(known for known in ("status", "start", "stop") if known == action),
+        instance,
+        config=invocation.cluster(),
+        shutdown_timeout_s=120.0 if shutdown_timeout_s is None else shutdown_timeout_s,
+        on_event=invocation.on_event,
+        cancel=invocation.cancel,
+    )
+    state = "runs" if result.running else "is down"
+    return Answer(
+        document=jsonable(result),
+        text=lambda: f"{escape(result.instance)} {state}{'' if result.changed or action == 'status' else ' already'}.",
+        notes=notes(warnings=result.warnings),
+        chatter=action != "status",
+    )

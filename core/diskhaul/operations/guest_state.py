@@ -1,0 +1,104 @@
+"""Asking whether a guest runs, starting it, stopping it: through its runtime, under its instance's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from ..api import LockMode, Runtime
+from ..errors import GuestError, RefusedError
+from ..events import GuestChanged
+from ..feedback import Feedback
+from ..model import Instance, Node
+from ..names import expand_name, name_problem, printable
+from ..options import MAX_TIMEOUT_S
+from ..records import GuestResult
+from .base import LockLevel, Operation, RunContext, Timeouts
+from .guest import GuestKeeper, guest_call, guest_runs
+from .plugin_answers import problems_from
+
+Action = Literal["status", "start", "stop"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+
+class GuestOperation(Operation[GuestResult]):
+    """Looks at, starts or stops one guest. What is so already is left alone.
+
+    Raises (from `run`):
+        RefusedError: nothing was touched.
+        LockTimeoutError: somebody else works on the instance.
+        GuestError: its state cannot be found out, or it cannot be started or stopped.
+    """
+
+    name = "guest"
+
+    def __init__(
+        self, context: RunContext, action: str, instance: str, *, shutdown_timeout_s: float, lock_timeout_s: float
+    ) -> None:
+        super().__init__(context)
+        self._action, self._asked, self._shutdown_s = action, instance, shutdown_timeout_s
+        self.timeouts = Timeouts(lock_s=lock_timeout_s)
+        self.instance: Instance
+        self.node: Node
+        self.runtime: Runtime
+
+    def describe(self) -> str:
+        return f"{self._action} of {self.instance.name}"
+
+    def check_arguments(self) -> None:
+        problems = [problem for problem in (name_problem("instance", self._asked),) if problem]
+        if self._action not in ACTIONS:
+            problems.append(f"action {printable(str(self._action))}: one of {', '.join(ACTIONS)}")
+        if not 0 <= self._shutdown_s <= MAX_TIMEOUT_S:
+            problems.append(f"shutdown_timeout_s: must be from 0 to {MAX_TIMEOUT_S}")
+        if problems:
+            raise RefusedError(problems)
+
+    def expand_names(self) -> None:
+        inventory = self.host.inventory()
+        instances, nodes = inventory.instances(), inventory.nodes()
+        self.instance = instances[expand_name("instance", self._asked, instances)]
+        if self.instance.node not in nodes:
+            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
+        self.node = nodes[self.instance.node]
+
+    def home(self) -> Node:
+        return self.node
+
+    def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
+        if level is LockLevel.CLUSTER:
+            return {self.cluster.name: LockMode.SHARED}
+        if level is LockLevel.INSTANCE:
+            return {self.instance.name: LockMode.SHARED if self._action == "status" else LockMode.EXCLUSIVE}
+        return {}
+
+    def check_prerequisites(self) -> None:
+        self.runtime = self.host.runtime(self.instance.runtime)
+        if problems := problems_from(self.instance.name, lambda: self.runtime.check(self.instance)):
+            raise RefusedError(problems)
+
+    def execute(self, feedback: Feedback) -> GuestResult:
+        before = guest_runs(self.runtime, self.instance)
+        if self._action == "start" and not before:
+            keeper = GuestKeeper(self.runtime, self.instance, self.context.journal, self.context.run_id, feedback)
+            with feedback.stage("start", self.instance.name):
+                keeper.keep_running(0.0)
+        elif self._action == "stop" and before:
+            self._stop(feedback)
+        running = {"status": before, "start": True, "stop": False}[self._action]
+        return GuestResult(
+            run_id=self.context.run_id,
+            instance=self.instance.name,
+            node=self.node.name,
+            running=running,
+            changed=running != before,
+            warnings=tuple(feedback.warnings),
+        )
+
+    def _stop(self, feedback: Feedback) -> None:
+        with feedback.stage("stop", self.instance.name):
+            limit_s = self._shutdown_s
+            guest_call("stop it", self.runtime, self.runtime.stop, self.instance, more_s=limit_s, timeout_s=limit_s)
+            if guest_runs(self.runtime, self.instance):
+                raise GuestError(f"{self.instance.name}: its runtime says that it stopped the guest, and it is still running")
+        feedback.emit(GuestChanged(instance=self.instance.name, change="stopped"))

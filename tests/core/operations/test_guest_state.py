@@ -1,0 +1,52 @@
+"""`diskhaul.guest`: a guest is looked at, started and stopped, and what is so already is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import diskhaul
+from diskhaul.testing.guest import ScriptedRuntime
+
+
+def cluster(work: Path) -> diskhaul.Cluster:
+    return diskhaul.Cluster(
+        name="lab",
+        state_dir=work / "state",
+        nodes=[diskhaul.Node(name="alpha", export_dir=work)],
+        instances=[diskhaul.Instance(name="web1.example.com", node="alpha", runtime="scripted")],
+    )
+
+
+def test_a_guest_is_started_and_stopped_once(tmp_path: Path) -> None:
+    runtime, config = ScriptedRuntime(), cluster(tmp_path)
+    changes = []
+    for action in ("status", "start", "start", "status", "stop", "stop", "status"):
+        result = diskhaul.guest(action, "web1", config=config, plugins=[runtime])
+        changes.append((result.running, result.changed))
+    assert changes == [
+        *((False, False), (True, True), (True, False), (True, False)),
+        *((False, True), (False, False), (False, False)),
+    ]
+    assert (runtime.count("start"), runtime.count("stop")) == (1, 1)
+
+
+def test_a_stop_that_only_says_so_is_a_failure(tmp_path: Path) -> None:
+    runtime = ScriptedRuntime(running=["web1.example.com"], lie={"stop": {1}})
+    with pytest.raises(diskhaul.GuestError, match="and it is still running"):
+        diskhaul.guest("stop", "web1", config=cluster(tmp_path), plugins=[runtime])
+
+
+def test_a_start_is_tried_again(tmp_path: Path) -> None:
+    runtime = ScriptedRuntime(fail={"start": {1}})
+    assert diskhaul.guest("start", "web1", config=cluster(tmp_path), plugins=[runtime]).changed
+    assert runtime.count("start") == 2
+
+
+def test_what_cannot_be_is_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(diskhaul.RefusedError) as refused:
+        diskhaul.guest("kick", "../x", config=cluster(tmp_path), shutdown_timeout_s=-1)  # type: ignore[arg-type]
+    assert len(refused.value.problems) == 3
+    with pytest.raises(diskhaul.UnknownNameError):
+        diskhaul.guest("status", "db1", config=cluster(tmp_path))
