@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         import_ as import_,
         inspect as inspect,
         list_exports as list_exports,
+        move as move,
         plan as plan,
         plugins_report as plugins_report,
         prepare as prepare,
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
         InspectedDisk as InspectedDisk,
         ListResult as ListResult,
         Measurement as Measurement,
+        MoveResult as MoveResult,
         PathLimit as PathLimit,
         Plan as Plan,
         PlannedDisk as PlannedDisk,
@@ -160,8 +162,8 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "host": "RegisteredBackend",
     "library": (
-        "bench export fleet_export free_extents guest import_ inspect list_exports plan plugins_report prepare prune receive "
-        "recover remove show tune verify"
+        "bench export fleet_export free_extents guest import_ inspect list_exports move plan plugins_report prepare prune "
+        "receive recover remove show tune verify"
     ),
     "model": "Cluster Disk Instance Nic Node OtherCluster",
     "option_defaults": "export_options import_options with_profile",
@@ -169,8 +171,8 @@ _HOMES = {
     "profile": "load_profile save_profile",
     "records": (
         "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult GuestResult "
-        "ImportResult InspectedDisk ListResult Measurement PathLimit Plan PlannedDisk PrepareResult Profile ReceiveResult "
-        "RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
+        "ImportResult InspectedDisk ListResult Measurement MoveResult PathLimit Plan PlannedDisk PrepareResult Profile "
+        "ReceiveResult RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

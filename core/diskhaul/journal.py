@@ -22,9 +22,9 @@ from .errors import RefusedError
 if TYPE_CHECKING:
     import sqlite3
 
-NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing"]
+NoteKind = Literal["guest", "frozen", "disks", "snapshot", "partial", "removing", "moving"]
 """What is noted: a guest to be running again, a guest to be thawed, disks to be deactivated, a snapshot, an unpublished
-export, an export being removed."""
+export, an export being removed, a guest that another cluster is told to start."""
 
 _FILE_NAME = "journal.sqlite"
 

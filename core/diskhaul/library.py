@@ -16,7 +16,7 @@ from .cancellation import CancellationToken
 from .errors import RefusedError
 from .feedback import EventListener
 from .host import PluginHost, RegisteredBackend
-from .model import Cluster, Disk
+from .model import Cluster, Disk, Nic
 from .names import printable
 from .operations.base import RunContext
 from .operations.tuning.request import DEFAULT_SAMPLE, DEFAULT_TIME_S, DEFAULT_WRITE_LIMIT, SearchMethod, TuneRequest
@@ -31,6 +31,7 @@ from .records import (
     ImportResult,
     InspectedDisk,
     ListResult,
+    MoveResult,
     Plan,
     PrepareResult,
     ReceiveResult,
@@ -298,6 +299,63 @@ def import_(
     where = ImportWhere(node=node, to_dir=Path(to_dir) if to_dir is not None else None, disks=disks, instance_name=instance_name)
     has_cluster = config is not None
     return run_where_it_belongs(ImportOperation, context, export, where, options or ImportOptions(), has_cluster=has_cluster)
+
+
+def move(
+    instance: str,
+    *,
+    to: str,
+    node: str,
+    config: Config,
+    instance_name: str | None = None,
+    nics: Sequence[Nic] | None = None,
+    grow: Mapping[int, int] | None = None,
+    force: bool = False,
+    keep_source_instance: bool = False,
+    options: ExportOptions | None = None,
+    plugins: Sequence[object] = (),
+    on_event: EventListener | None = None,
+    cancel: CancellationToken | None = None,
+) -> MoveResult:
+    """Move `instance` to another cluster: export it there, import it there, start it there if it ran, and remove it here.
+
+    The guest is stopped once, and runs again at one of the two clusters, never at both. The instance has to be configured there,
+    under its name or `instance_name`, with the disks that are written.
+
+    Args:
+        to: one of the ``[clusters]`` of the configuration.
+        node: the node of that cluster that takes the export.
+        instance_name: what the instance is called there; by default as here.
+        nics: network interfaces that the export records in place of the instance's own.
+        grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
+        force: overwrite disks that exist there.
+        keep_source_instance: leave the instance here, stopped, in place of removing it.
+        options: of the export; `ExportOptions.dry_run` says what would be done. `remove_instance` counts for nothing here.
+        config, plugins, on_event, cancel: as in `export`. Plugins are not known at the other cluster.
+
+    Raises:
+        RefusedError: nothing was touched; `problems` lists every reason.
+        LockTimeoutError: somebody else works on the instance.
+        OperationFailedError: one side failed; the guest is as before, unless the error says IS DOWN.
+        InterruptedRunError: cancelled; likewise as before.
+    """
+    from .fleet.listeners import OneAtATime
+    from .operations.at_node import run_where_it_belongs
+    from .operations.move import MoveOperation, MoveRequest
+
+    cluster = _cluster(config)
+    listener = OneAtATime(on_event) if on_event is not None else None
+    context = RunContext(cluster, plugins=plugins, on_event=listener, token=cancel)
+    request = MoveRequest(
+        cluster=to,
+        node=node,
+        name=instance_name,
+        nics=tuple(nics) if nics is not None else None,
+        grow=tuple((grow or {}).items()),
+        force=force,
+        keep=keep_source_instance,
+    )
+    return run_where_it_belongs(MoveOperation, context, instance, request, options or export_options(cluster))
 
 
 def guest(
@@ -828,6 +886,7 @@ __all__ = [
     "import_",
     "inspect",
     "list_exports",
+    "move",
     "plan",
     "plugins_report",
     "prepare",

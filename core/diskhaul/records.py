@@ -208,6 +208,38 @@ class ReceiveResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveResult:
+    """An instance that was moved to another cluster.
+
+    Attributes:
+        cluster, node, name: where it is now, and what it is called there.
+        steps: what was, or would be, done, one line each.
+        export: as it lies there; None after a dry run.
+        started: it ran here before, and runs there now.
+        removed: it was removed here.
+        incomplete: what is left to be done by hand, one line each.
+    """
+
+    run_id: str
+    instance: str
+    cluster: str
+    node: str
+    name: str
+    steps: tuple[str, ...] = ()
+    export: ExportRecord | None = None
+    started: bool = False
+    removed: bool = False
+    incomplete: tuple[str, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return 4 if self.incomplete else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestResult:
     """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here."""
 

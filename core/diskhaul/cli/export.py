@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -85,8 +85,8 @@ _OPTIONS = (
 _METAVARS = {"--zero-fill": "BACKEND", "--compress": "C", "--chunk-size": "SIZE"}
 
 
-def _export_options(function: F) -> F:
-    for declaration, name, kind, text in reversed(_OPTIONS):
+def _export_options(function: F, but: Collection[str] = ()) -> F:
+    for declaration, name, kind, text in reversed([option for option in _OPTIONS if option[1] not in but]):
         function = click.option(
             declaration,
             name,
@@ -110,6 +110,12 @@ def cluster_with(invocation: Invocation, profile: Profile | None) -> Cluster:
 def all_export_options(function: F) -> F:
     """Add the options of an export, but for ``--dry-run``; the command gets them by their names, and ``profile``."""
     return _export_options(path_options(profile_option(function)))
+
+
+def move_options(function: F) -> F:
+    """Add the options of an export that a move leaves open."""
+    decided = ("shutdown", "long_sleep", "remove_instance", "ignore_remove_failures", "layout", "digest")
+    return _export_options(path_options(profile_option(function)), but=decided)
 
 
 def _further_problems(ctx: click.Context) -> Sequence[str]:

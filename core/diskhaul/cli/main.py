@@ -27,6 +27,7 @@ _COMMANDS = {
     "recover": "recover",
     "prepare": "remote",
     "receive": "remote",
+    "move": "move",
     "guest": "guest",
     "fleet": "fleet",
     "inspect": "inspection",

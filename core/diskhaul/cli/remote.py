@@ -31,7 +31,6 @@ def prepare_command(invocation: Invocation, /, instance: str, out: Path | None) 
 
     \b
     Examples:
-      diskhaul prepare web1 > web1.prepared
       diskhaul prepare web1 --out web1.prepared
     """
     import diskhaul
@@ -76,7 +75,7 @@ def receive_command(
 
     \b
     Examples:
-      diskhaul receive web1.prepared --node gamma > web1.destination
+      diskhaul receive - --node gamma
       diskhaul receive web1.prepared --node gamma --instance-name web2.example.com --out web1.destination
     """
     import diskhaul

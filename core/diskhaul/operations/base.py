@@ -50,7 +50,7 @@ class RunContext:
     """What an operation works with: the cluster, the plugins, and the run it is.
 
     Attributes:
-        plugins: those of the call, for operations that run other ones.
+        plugins, on_event: those of the call, for operations that run other ones.
         run_id: uuid of this run.
         owner: one line that says who holds this run's locks.
     """
@@ -65,6 +65,7 @@ class RunContext:
     ) -> None:
         self.cluster = cluster
         self.plugins = tuple(plugins)
+        self.on_event = on_event
         self.run_id = str(uuid.uuid4())
         self.token = token or CancellationToken()
         self.host = PluginHost(cluster, plugins, on_warning=lambda message: self.feedback.warn(message))

@@ -28,6 +28,7 @@ from .export_task import ExportTask
 from .free_space import look_for_free_space
 from .guest import guest_call, guest_runs
 from .instance_env import instance_environment
+from .moving import being_moved
 from .planning import estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
@@ -187,6 +188,8 @@ class ExportOperation(Operation[ExportResult]):
             problems = problems_from(instance.name, lambda: self.runtime.check(instance))
             if problems:
                 return problems
+            if lines := being_moved(self.context, instance.name):
+                return lines
             # A dead run may have left the guest stopped; it will be started again before anything else happens.
             runs = guest_runs(self.runtime, instance)
             self.owed_start = not runs and owes_start(self.context, instance.name)

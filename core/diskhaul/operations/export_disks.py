@@ -334,6 +334,11 @@ class ExportDisks:
             except DiskhaulError as error:
                 self._state.incomplete.append(str(error))
 
+    def leave_down(self) -> None:
+        """From here on nobody starts the guest again: neither this run, nor whoever finds what it left."""
+        self._state.done(self._starting)
+        self._keeper.forgive()
+
     def remove_instance(self) -> None:
         """Remove the instance, whose export has been published. From here on nobody starts the guest again.
 

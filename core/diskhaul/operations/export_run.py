@@ -15,6 +15,9 @@ from .export_task import ExportTask
 from .new_export import NewExport
 from .run_state import RunState
 
+NOT_REMOVED = "the instance was not removed"
+"""How what is incomplete begins when a removal failed."""
+
 
 class ExportRun:
     """One execution of an export. Use once."""
@@ -39,6 +42,9 @@ class ExportRun:
             records = self._export.records(self._disks)
             self._export.read_back(records)
             published = self._export.publish(records, self._disks)
+            if self._task.hand_over is not None:
+                with self._state.part_named("hand-over"):
+                    self._task.hand_over(published, self._disks)
         except BaseException as error:  # whatever it is: the guest comes first
             failure = self._failure(error)
             self._state.undo_all(failure)
@@ -85,14 +91,17 @@ class ExportRun:
     def _remove_instance(self) -> None:
         instance = self._task.instance.name
         try:
+            if self._task.keep_instance:
+                self._disks.leave_down()
+                return
             with self._feedback.stage("remove", instance):
                 self._disks.remove_instance()
             self._feedback.emit(GuestChanged(instance=instance, change="removed"))
         except DiskhaulError as error:
             if self._task.options.ignore_remove_failures:
-                self._feedback.warn(f"the instance was not removed: {error}")
+                self._feedback.warn(f"{NOT_REMOVED}: {error}")
             else:
-                self._state.incomplete.append(f"the instance was not removed: {error}")
+                self._state.incomplete.append(f"{NOT_REMOVED}: {error}")
 
     def _result(self, export: ExportRecord | None, removed: tuple[ExportRecord, ...] = ()) -> ExportResult:
         task = self._task

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..api import Runtime, Snapshots, ZeroFill
 from ..model import Instance, Node
 from ..options import ExportOptions
-from ..records import Plan
+from ..records import ExportRecord, Plan
 from .base import Operation
+
+if TYPE_CHECKING:
+    from .export_disks import ExportDisks
 
 ZEROING_FIXED_S = 300.0
 ZEROING_PER_MIB_S = 0.05
@@ -26,6 +29,9 @@ class ExportTask:
         exported: as the export describes it: the same, unless it goes to another cluster.
         at_target: calls a function with the store that the export goes to, and further arguments.
         remote: the cluster that it goes to, or "" for this one.
+        hand_over: called with the export once it is published, while the guest's start is still owed: what has to be done
+            before the instance may be removed. When it raises, the export has failed.
+        keep_instance: the instance is left stopped in place of being removed.
         running: the guest runs now, or is owed a start by a run that is gone.
         snapshot_backends: name and backend by disk, as far as there is one.
         snapshot_reasons: why the other disks have none.
@@ -48,6 +54,8 @@ class ExportTask:
     zero_fills: Mapping[int, tuple[str, ZeroFill]]
     at_target: Callable[..., Any]
     remote: str = ""
+    hand_over: Callable[[ExportRecord, ExportDisks], object] | None = None
+    keep_instance: bool = False
 
     def zeroing_limit_s(self, sizes_mib: int) -> float:
         """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""

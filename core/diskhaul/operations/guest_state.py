@@ -15,6 +15,7 @@ from ..options import MAX_TIMEOUT_S
 from ..records import GuestResult
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .guest import GuestKeeper, guest_call, guest_runs
+from .moving import being_moved
 from .plugin_answers import problems_from
 
 Action = Literal["status", "start", "stop"]
@@ -76,6 +77,8 @@ class GuestOperation(Operation[GuestResult]):
         self.runtime = self.host.runtime(self.instance.runtime)
         if problems := problems_from(self.instance.name, lambda: self.runtime.check(self.instance)):
             raise RefusedError(problems)
+        if self._action == "start" and (lines := being_moved(self.context, self.instance.name)):
+            raise RefusedError(lines)
 
     def execute(self, feedback: Feedback) -> GuestResult:
         before = guest_runs(self.runtime, self.instance)

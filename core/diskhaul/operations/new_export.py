@@ -108,6 +108,13 @@ class NewExport:
         return noted | {"cluster": self._task.remote} if self._task.remote else noted
 
     def _abort(self) -> None:
+        try:
+            self._take_away()
+        finally:
+            if self._task.remote:  # what is left there is its receiver's, which gives up: nobody else could reach it
+                self._journal.strike(self._note)
+
+    def _take_away(self) -> None:
         # Once it was to be published it may be visible already, or become so when a call that was left behind ends, although
         # publishing it failed; what is reported as failed must not be listed.
         try:

@@ -256,7 +256,8 @@ class ReceiveOperation(Operation[ReceiveResult]):
     # --- what the receiver asks -------------------------------------------------------------------------------------
 
     def _begun(self, export_id: str) -> None:
-        noted = {"node": self.node.name, "instance": self.instance, "export_id": export_id, "given_up": False}
+        noted: dict[str, object] = {"node": self.node.name, "instance": self.instance, "export_id": export_id, "given_up": False}
+        noted |= {"receiving": self._prepared.id}
         self._note = self.context.journal.begin_with(self.context.run_id, self.name, self.instance, "partial", noted)
         self._export_id = export_id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from ..api import ExportStore, LockMode, Snapshot
 from ..errors import LockTimeoutError, OperationFailedError, RefusedError
 from ..events import ExportRemoved
 from ..feedback import Feedback
-from ..journal import Journal, UnfinishedRun
+from ..journal import Journal, Note, UnfinishedRun
 from ..model import Cluster, Instance
 from ..names import expand_name, name_problem
 from ..records import RecoverResult
@@ -21,9 +22,10 @@ from .cleanup import REMOVAL
 from .deadlines import CALL_LIMIT_S, within
 from .disk_notes import disk_from_note
 from .guest import GuestKeeper, guest_call, guest_runs
+from .moving import recover_move
 
 T = TypeVar("T")
-_ORDER = {"frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
+_ORDER = {"moving": -1, "frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
 """Guests first: they have been down, or frozen, since the run died."""
 
 
@@ -82,13 +84,24 @@ def _recover_removal(operation: Operation[Any], run: UnfinishedRun, done: list[s
 
 
 def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
+    moving = any(note.kind == "moving" for note in run.notes)
     for note in sorted(run.notes, key=lambda note: (_ORDER.get(note.kind, 9), note.note_id)):
+        if moving and note.kind == "guest":
+            # The other note says who runs the guest, and nobody starts it before that is known; then this one is settled too.
+            if not any(each.kind == "moving" for each in _notes(context, run)):
+                context.journal.strike(note.note_id)
+            continue
         try:
             done.append(_UNDO[note.kind](context, run, note.data))
             context.journal.strike(note.note_id)
         except BaseException as error:  # whatever one note meets, a plugin's SystemExit included, the others are still to be done
             incomplete.append(f"{run.instance}: {note.kind} of run {run.run_id[:8]}: {error}")
     context.journal.finish(run.run_id)
+
+
+def _notes(context: RunContext, run: UnfinishedRun) -> tuple[Note, ...]:
+    """What the journal still says of a run."""
+    return next((each.notes for each in context.journal.unfinished(run.instance) if each.run_id == run.run_id), ())
 
 
 def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
@@ -145,6 +158,8 @@ def _remove_partial(context: RunContext, run: UnfinishedRun, data: Mapping[str, 
     if "cluster" in data:
         # Nobody else can reach it: the key has ended with the run, and the receiver removes what does not go on.
         return f"the unfinished export {instance}@{export_id} is left to its receiver at cluster {data['cluster']}"
+    if "receiving" in data:
+        shutil.rmtree(context.cluster.state_dir / "remote" / "receiving" / data["receiving"], ignore_errors=True)
     if data.get("given_up"):
         # Publishing it was reported as failed. A call that was left behind may have published it all the same.
         _on_named_node(context, data["node"], _drop_all, instance, export_id)
@@ -184,6 +199,7 @@ def _drop_all(store: ExportStore, instance: str, export_id: str) -> None:
 
 
 _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str]] = {
+    "moving": recover_move,
     "frozen": _thaw_guest,
     "guest": _start_guest,
     "disks": _deactivate_disks,

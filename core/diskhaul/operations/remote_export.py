@@ -146,9 +146,12 @@ class RemoteExportOperation(ExportOperation):
     def execute(self, feedback: Feedback) -> ExportResult:
         self._keys.take(self._destination.prepared)  # whoever is first; whatever becomes of the export, the key has been used
         result = super().execute(feedback)
+        self._say_farewell()
+        return result
+
+    def _say_farewell(self) -> None:
         assert self._store is not None, "it was exported there"
         try:
             self._store.farewell()
         except DiskhaulError as error:
-            feedback.warn(f"the export stands, and its receiver could not be told so: {error}")
-        return result
+            self.feedback.warn(f"the export stands, and its receiver could not be told so: {error}")

@@ -40,6 +40,7 @@ from .catalog import (
 from .exports import CatalogOperation, damage, is_export_path, open_by_path
 from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
+from .moving import being_moved
 from .record_digests import open_without_digests
 from .recover import owes_start
 
@@ -347,6 +348,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
                 name = self._configured.name
                 if guest_runs(runtime, self._configured):
                     problems.append(f"{name} is running: stop it before its disks are overwritten")
+                elif self._has_cluster and (lines := being_moved(self.context, name)):
+                    problems += lines
                 elif self._has_cluster and owes_start(self.context, name):
                     problems.append(f"{name} was stopped by a run that did not start it again: 'diskhaul recover {name}' first")
             except DiskhaulError as error:

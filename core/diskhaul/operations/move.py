@@ -1,0 +1,313 @@
+"""Moving an instance to another cluster: prepared, received, exported, imported and started there, removed here.
+
+The guest is stopped once, and runs again at one of the two clusters: at the other one when everything went well, and else here.
+It is removed here last of all. Until the other cluster is told to start it, whatever fails brings it back here, also through
+`recover`. From then on nobody starts it here unless the other cluster has said that it is down there (`moving`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, RefusedError
+from ..events import Event, OperationFinished
+from ..feedback import Feedback
+from ..model import Instance, Nic, Node
+from ..names import expand_name, name_problem
+from ..option_checks import compression_problems, option_problems
+from ..options import ExportOptions
+from ..records import ExportRecord, ExportResult, MoveResult, PrepareResult
+from ..remote.envelope import Document
+from ..remote.keys import RemoteKeys
+from ..remote.other_side import OtherReception, OtherSide, OtherSideError
+from ..remote.secret import read_secret
+from .base import Operation, RunContext
+from .export_disks import ExportDisks
+from .export_run import NOT_REMOVED
+from .export_task import ExportTask
+from .guest import guest_runs
+from .moving import ANSWER_S, MovingNote, being_moved, other_side, stop_there
+from .plugin_answers import problems_from
+from .prepare import PrepareOperation
+from .remote_export import RemoteExportOperation
+
+_ASKED_S = 120.0  # for what is only looked up there
+_LONGEST_S = 24 * 3600.0  # for an import there, which minds by itself that something moves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveRequest:
+    """Where an instance goes.
+
+    Attributes:
+        cluster: one of the configured other clusters.
+        node: the node there that takes the export.
+        name: what it is called there; None for the name that it has.
+        nics: recorded in place of its own; None for its own.
+        grow: new disk sizes in bytes by disk index.
+        force: overwrite disks that exist there.
+        keep: leave the instance here, stopped, in place of removing it.
+    """
+
+    cluster: str
+    node: str
+    name: str | None = None
+    nics: tuple[Nic, ...] | None = None
+    grow: tuple[tuple[int, int], ...] = ()
+    force: bool = False
+    keep: bool = False
+
+
+class MoveOperation(Operation[MoveResult]):
+    """Moves one instance.
+
+    Raises (from `run`):
+        RefusedError: every reason found; nothing was touched.
+        OperationFailedError: one of the two sides failed; the guest is as before here, unless the error says IS DOWN.
+        InterruptedRunError: cancelled; likewise as before.
+    """
+
+    name = "move"
+
+    def __init__(self, context: RunContext, instance: str, request: MoveRequest, options: ExportOptions) -> None:
+        super().__init__(context)
+        self._asked, self.request = instance, request
+        self._options = replace(options, remove_instance=True, dry_run=False)
+        self.dry_run = options.dry_run
+        self._running = False
+        self.instance: Instance
+        self.source: Node
+        self.side: OtherSide
+
+    @property
+    def there(self) -> str:
+        """What the instance is called at the other cluster."""
+        return self.request.name or self.instance.name
+
+    # --- before anything is touched ---------------------------------------------------------------------------------
+
+    def check_arguments(self) -> None:
+        asked = {"instance": self._asked, "cluster": self.request.cluster, "node": self.request.node}
+        problems = [problem for kind, name in asked.items() if (problem := name_problem(kind, name))]
+        if self.request.name is not None and (problem := name_problem("instance", self.request.name)):
+            problems.append(problem)
+        problems += [*option_problems(self._options), *compression_problems(self._options, self.cluster)]
+        if not self._options.shutdown:
+            problems.append("shutdown = false: a guest that is moved is stopped: what it wrote meanwhile would be lost")
+        if not problems:
+            try:
+                self.side = other_side(self.cluster, self.request.cluster)
+            except RefusedError as error:
+                problems += error.problems
+        if problems:
+            raise RefusedError(problems)
+
+    def expand_names(self) -> None:
+        inventory = self.host.inventory()
+        instances, nodes = inventory.instances(), inventory.nodes()
+        self.instance = instances[expand_name("instance", self._asked, instances)]
+        if self.instance.node not in nodes:
+            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
+        self.source = nodes[self.instance.node]
+
+    def home(self) -> Node:
+        return self.source
+
+    def describe(self) -> str:
+        return f"move of {self.instance.name} to cluster {self.request.cluster}"
+
+    def check_prerequisites(self) -> None:
+        """Look at both sides without a lock; what counts is looked at again, under the locks, by each step."""
+        problems = problems_from(self.instance.name, self._problems_here)
+        try:
+            found = self.side.ask("guest", "status", self.there, limit_s=_ASKED_S, token=self.token)
+            if found.get("instance") != self.there:
+                problems.append(f"cluster {self.side.name} does not know {self.there} by its full name")
+            elif found.get("running") is not False:
+                problems.append(f"{self.there} runs at cluster {self.side.name} already")
+        except OtherSideError as error:
+            problems.append(str(error))
+        if problems:
+            raise RefusedError(problems)
+
+    def _problems_here(self) -> list[str]:
+        problems: list[str] = []
+        try:
+            read_secret(self.cluster)
+        except RefusedError as error:
+            problems += error.problems
+        indexes = {disk.index for disk in self.instance.disks}
+        problems += [f"grow: {self.instance.name} has no disk {index}" for index, _ in self.request.grow if index not in indexes]
+        runtime = self.host.runtime(self.instance.runtime)
+        problems += problems_from(self.instance.name, lambda: runtime.check(self.instance))
+        if not problems:
+            problems += being_moved(self.context, self.instance.name)
+            self._running = guest_runs(runtime, self.instance)
+        return problems
+
+    # --- the work ---------------------------------------------------------------------------------------------------
+
+    def dry_run_result(self) -> MoveResult:
+        return self._result(None)
+
+    def execute(self, feedback: Feedback) -> MoveResult:
+        prepared = PrepareOperation(self._nested(), self.instance.name).run()
+        try:
+            return self._send(prepared, feedback)
+        finally:
+            RemoteKeys(self.cluster.state_dir).drop(prepared.prepared)
+
+    def _send(self, prepared: PrepareResult, feedback: Feedback) -> MoveResult:
+        named = () if self.request.name is None else ("--instance-name", self.request.name)
+        limit = f"{self._options.stall_timeout_s:.0f}"
+        try:
+            with feedback.stage("receive", f"{self.there} at cluster {self.side.name}"):
+                reception = self.side.receive(
+                    prepared.document, "--node", self.request.node, *named, "--timeout", limit, limit_s=_ASKED_S
+                )
+        except OtherSideError as error:
+            if error.code == 2:  # nothing has been touched, on either side
+                raise RefusedError([f"cluster {self.side.name}: {problem}" for problem in error.problems]) from error
+            raise
+        try:
+            export = _MovingExport(self._nested(), self, reception, self._options)
+            result = export.run()
+        finally:
+            reception.stop()
+        return self._result(result)
+
+    def _nested(self) -> RunContext:
+        """A run of its own, whose events go to who listens to this one."""
+        return RunContext(self.cluster, plugins=self.context.plugins, on_event=self._pass_on, token=self.token)
+
+    def _pass_on(self, event: Event) -> None:
+        if self.context.on_event is not None and not isinstance(event, OperationFinished):
+            self.context.on_event(event)
+
+    def _result(self, exported: ExportResult | None) -> MoveResult:
+        request = self.request
+        steps = [
+            f"prepare {self.instance.name}",
+            f"have {self.there} received on node {request.node} of cluster {self.side.name}",
+            *([f"stop {self.instance.name}"] if self._running else []),
+            "export it there, and read back what was stored",
+            "import it there",
+            *([f"start {self.there} there"] if self._running else []),
+            f"keep {self.instance.name} here, stopped" if request.keep else f"remove {self.instance.name} here",
+        ]
+        return MoveResult(
+            run_id=self.context.run_id,
+            instance=self.instance.name,
+            cluster=self.side.name,
+            node=request.node,
+            name=self.there,
+            steps=tuple(steps),
+            export=exported.export if exported is not None else None,
+            started=exported is not None and self._running,
+            removed=exported is not None and not request.keep and not any(NOT_REMOVED in line for line in exported.incomplete),
+            incomplete=exported.incomplete if exported is not None else (),
+            timings=dict(exported.timings if exported is not None else {}),
+            warnings=(*self.feedback.warnings, *(exported.warnings if exported is not None else ())),
+            dry_run=exported is None,
+        )
+
+
+class _MovingExport(RemoteExportOperation):
+    """The export of a move: what is exported is imported and started there before the instance is removed here."""
+
+    def __init__(self, context: RunContext, move: MoveOperation, reception: OtherReception, options: ExportOptions) -> None:
+        destination: Document = reception.destination
+        super().__init__(context, move.instance.name, destination, options)
+        self._move, self._reception, self._side = move, reception, move.side
+        self._moving: tuple[int, MovingNote] | None = None
+
+    def describe(self) -> str:
+        return self._move.describe()
+
+    def _task(self) -> ExportTask:
+        task = super()._task()
+        request = self._move.request
+        described = task.exported if request.nics is None else replace(task.exported, nics=request.nics)
+        return replace(task, exported=described, hand_over=self._hand_over, keep_instance=request.keep)
+
+    def execute(self, feedback: Feedback) -> ExportResult:
+        result = super().execute(feedback)
+        if self._moving is not None and not any(NOT_REMOVED in line for line in result.incomplete):
+            self.context.journal.strike(self._moving[0])
+            self.context.journal.finish(self.context.run_id)
+        return result
+
+    def _say_farewell(self) -> None:
+        """It has been said in the middle: the import there needs the instance's lock."""
+
+    # --- between publishing and removing ----------------------------------------------------------------------------
+
+    def _hand_over(self, export: ExportRecord, disks: ExportDisks) -> None:
+        assert self._store is not None, "it was exported there"
+        self._store.farewell()
+        self._reception.finish(ANSWER_S)
+        try:
+            self._import(export)
+            if self.running:
+                self._start(disks)
+        except _InDoubtError:
+            raise
+        except BaseException as error:
+            self._take_back(export, error)
+            raise
+
+    def _import(self, export: ExportRecord) -> None:
+        request = self._move.request
+        grow = [text for index, size in request.grow for text in ("--grow", f"{index}={size}")]
+        force = ["--force"] if request.force else []
+        named = f"{export.instance}@{export.export_id}"
+        with self.feedback.stage("import", f"{named} at cluster {self._side.name}"):
+            self._side.ask("import", named, "--node", request.node, *grow, *force, limit_s=_LONGEST_S, token=self.token)
+        self.token.raise_if_cancelled()
+
+    def _start(self, disks: ExportDisks) -> None:
+        """Have the guest started there; from here on its start here depends on what is heard from there."""
+        self.locks.check()
+        name = self.target_instance
+        note = MovingNote(instance=self.instance.name, cluster=self._side.name, name=name, keep=self._move.request.keep)
+        noted = self.context.journal.note(self.context.run_id, "moving", note.data())
+        try:
+            with self.feedback.stage("start", f"{name} at cluster {self._side.name}"):
+                answer: Mapping[str, Any] = self._side.ask("guest", "start", name, limit_s=ANSWER_S)
+                if answer.get("running") is not True:
+                    raise OperationFailedError(f"cluster {self._side.name} does not say that {name} runs there")
+        except BaseException as error:
+            try:
+                stop_there(self._side, name)
+            except BaseException as doubt:
+                disks.leave_down()
+                failure = _InDoubtError(
+                    f"{self.instance.name} IS DOWN here, since it is not known whether {name} runs at cluster "
+                    f"{self._side.name}: {doubt}; 'diskhaul recover {self.instance.name}' asks there again"
+                )
+                failure.add(error, f"starting {name} there")
+                raise failure from error
+            self.context.journal.strike(noted)
+            raise
+        disks.leave_down()
+        self.context.journal.amend(noted, replace(note, started=True).data())
+        self._moving = noted, note
+
+    def _take_back(self, export: ExportRecord, error: BaseException) -> None:
+        """Remove there what is of no use any more: the guest goes on here."""
+        named = f"{export.instance}@{export.export_id}"
+        try:
+            self._side.ask("remove", named, "--node", self._move.request.node, limit_s=_ASKED_S)
+        except DiskhaulError as problem:
+            if isinstance(error, DiskhaulError):
+                error.add(problem, f"removing {named} at cluster {self._side.name}")
+        if isinstance(error, DiskhaulError) and not isinstance(error, InterruptedRunError):
+            error.add_note(
+                f"disks of {export.instance} at cluster {self._side.name} may have been written: --force overwrites them"
+            )
+
+
+class _InDoubtError(GuestError):
+    """Nobody knows where the guest runs."""

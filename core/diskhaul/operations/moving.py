@@ -1,0 +1,124 @@
+"""Who runs a guest that is being moved: noted before the other cluster is told to start it, and found out again if need be.
+
+From the moment on in which the other cluster is told to start the guest, nobody here may start it without having heard from
+there that it is down: it must never run at both. The note says so, and says more than that of a guest that is owed a start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import OperationFailedError, RefusedError
+from ..journal import Journal, UnfinishedRun
+from ..model import Cluster
+from ..remote.other_side import OtherSide
+from .base import RunContext
+from .guest import GuestKeeper, guest_call, guest_runs
+
+ANSWER_S = 900.0
+"""How long the other cluster may take to start or stop a guest, with its own attempts and waiting for its own locks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovingNote:
+    """What the journal says of a guest that another cluster was told to start.
+
+    Attributes:
+        instance: what it is called here.
+        cluster, name: where it goes, and what it is called there.
+        keep: it is not to be removed here.
+        started: it is known to run there.
+    """
+
+    instance: str
+    cluster: str
+    name: str
+    keep: bool
+    started: bool = False
+
+    def data(self) -> dict[str, object]:
+        return {
+            "instance": self.instance,
+            "cluster": self.cluster,
+            "name": self.name,
+            "keep": self.keep,
+            "started": self.started,
+        }
+
+
+def being_moved(context: RunContext, instance: str) -> list[str]:
+    """A line that says so where it is not known whether `instance` runs at another cluster by now. Needs its lock.
+
+    Makes no journal where there is none: plans ask as well.
+    """
+    if not Journal.is_in(context.cluster.state_dir):
+        return []
+    return [
+        f"{instance} was being moved to cluster {note.data['cluster']} by a run that is gone, and may run there: "
+        f"'diskhaul recover {instance}' finds out"
+        for run in context.journal.unfinished(instance)
+        for note in run.notes
+        if note.kind == "moving"
+    ]
+
+
+def other_side(cluster: Cluster, name: str) -> OtherSide:
+    """The other cluster `name`.
+
+    Raises:
+        RefusedError: it is not configured.
+    """
+    for other in cluster.clusters:
+        if other.name == name:
+            return OtherSide(other)
+    raise RefusedError(f"cluster {name} is not configured: add [clusters.{name}] with the command that runs diskhaul there")
+
+
+def stop_there(side: OtherSide, name: str) -> None:
+    """See to it that the guest does not run there, and is not being started.
+
+    Raises:
+        OperationFailedError: that cannot be said.
+    """
+    answer = side.ask("guest", "stop", name, limit_s=ANSWER_S)
+    if answer.get("running") is not False:
+        raise OperationFailedError(f"cluster {side.name} does not say that {name} is down there")
+
+
+def recover_move(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+    """Find out where the guest runs, and bring the move to one of its two ends; say which.
+
+    Raises:
+        DiskhaulError: that is not known, or could not be done; nothing was started.
+    """
+    note = MovingNote(**data)
+    side = other_side(context.cluster, note.cluster)
+    if not note.started and side.ask("guest", "status", note.name, limit_s=ANSWER_S).get("running") is not True:
+        stop_there(side, note.name)
+        return _rolled_back(context, run, note)
+    return _finished(context, note)
+
+
+def _rolled_back(context: RunContext, run: UnfinishedRun, note: MovingNote) -> str:
+    instance = context.host.inventory().instances().get(note.instance)
+    if instance is None:
+        return f"{note.instance} is no longer configured, and was not started; at cluster {note.cluster} it is down"
+    runtime = context.host.runtime(instance.runtime)
+    GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback).keep_running(0.0)
+    return f"{note.instance} runs again: its move to cluster {note.cluster} was rolled back"
+
+
+def _finished(context: RunContext, note: MovingNote) -> str:
+    where = f"{note.instance} runs at cluster {note.cluster} as {note.name}"
+    instance = context.host.inventory().instances().get(note.instance)
+    if instance is None:
+        return f"{where}, and is no longer configured here"
+    runtime = context.host.runtime(instance.runtime)
+    if guest_runs(runtime, instance):
+        raise OperationFailedError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
+    if note.keep:
+        return f"{where}; here it is down, and was kept as asked"
+    guest_call("remove it", runtime, runtime.remove, instance)
+    return f"{where}, and was removed here"

@@ -1,0 +1,377 @@
+"""Moves to another cluster: the guest runs at one of the two, never at both, and here again whatever fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.network import Network
+
+import diskhaul
+from diskhaul.options import MIB
+from diskhaul.testing import ProcessGuest
+from diskhaul.testing.guest import BLOCK
+
+from .conftest import INSTANCE, Lab
+from .test_remote_export import Untouched, wait_for
+from .two_clusters import LIMIT_S, NEW_NAME, TwoClusters
+
+# Runs diskhaul at west, unless a file says what is to happen in place of a command: "VERB" is the guest's.
+WRAPPER = """#!/bin/sh
+case " $* " in
+*" guest start "*) verb=start ;;
+*" guest stop "*) verb=stop ;;
+*" guest status "*) verb=status ;;
+*" import "*) verb=import ;;
+*" receive "*) verb=receive ;;
+*) verb=other ;;
+esac
+echo $$ > {work}/pid.$verb
+test -e {work}/deaf.$verb && exit 255
+test -e {work}/mute.$verb && {{ {command} "$@" > {work}/muted 2>&1; exit 255; }}
+test -e {work}/slow.$verb && {{ touch {work}/slowed; exec sleep 1000; }}
+exec {command} "$@"
+"""
+
+
+class Move:
+    """East with a guest of two disks, west with the instance configured and nothing there yet."""
+
+    def __init__(self, lab: Lab, clusters: TwoClusters) -> None:
+        self.lab, self.clusters = lab, clusters
+        self.here = lab.guests[INSTANCE]
+        self.disks_here = [disk.path for disk in lab.instances[INSTANCE].disks if disk.path is not None]
+        self.disks_there = [clusters.west_dir / f"disk-{index}.raw" for index in range(2)]
+        directory = lab.path / "guest-west"
+        directory.mkdir()
+        self.there = ProcessGuest(
+            directory, self.disks_there[0], first_offset=self.here.first_offset, last_offset=self.here.last_offset
+        )
+        lab.guests["west"] = self.there
+        self.wrapper = lab.path / "run-west"
+        command = " ".join(clusters.command("west"))
+        self.wrapper.write_text(WRAPPER.format(work=lab.path, command=command))
+        self.wrapper.chmod(0o755)
+        clusters.east_document["clusters"] = {"west": {"command": [str(self.wrapper)]}}
+        clusters.write("east.toml", clusters.east_document)
+        self.configure_west()
+
+    def configure_west(self, name: str = INSTANCE) -> None:
+        self.clusters.west_document["instances"] = {
+            name: {
+                "node": "gamma",
+                "runtime": "command",
+                "runtime_options": self.there.runtime_options,
+                "disks": [{"path": str(path)} for path in self.disks_there],
+            }
+        }
+        self.clusters.write("west.toml", self.clusters.west_document)
+
+    def run(self, *more: str, code: int = 0) -> str:
+        return self.clusters.run("east", "move", "web1", "--to", "west", "--node", "gamma", *more, code=code)
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        return self.clusters.start("east", "move", "web1", "--to", "west", "--node", "gamma", *more)
+
+    def kill_there(self, verb: str) -> None:
+        """Kill the command with `verb` that was run last there; its process is that of the wrapper."""
+        os.kill(int((self.lab.path / f"pid.{verb}").read_text()), signal.SIGKILL)
+
+    def tell(self, what: str) -> Path:
+        """Have the way to west go wrong from now on, as the wrapper's file `what` says."""
+        file = self.lab.path / what
+        file.touch()
+        return file
+
+    def check_data(self, *, boots: int) -> None:
+        """West has every byte, and what the guest wrote last, once."""
+        for number, (path, before) in enumerate(zip(self.disks_there, self.lab.contents.values(), strict=True)):
+            found, expected = bytearray(path.read_bytes())[: len(before)], bytearray(before)
+            if number == 0:
+                for offset in (self.here.first_offset, self.here.last_offset):
+                    found[offset : offset + BLOCK] = expected[offset : offset + BLOCK] = bytes(BLOCK)
+            assert found == expected, f"disk {number} differs"
+        assert self.there.marks().boots == boots
+
+    def check_moved(self, *, boots: int = 2) -> None:
+        assert self.there.running
+        assert not self.here.running
+        self.there.wait_for_progress()
+        self.check_data(boots=boots)
+        assert self.lab.state().journal == ()
+        assert self.clusters.keys_in_east() == []
+
+    def check_as_before(self, untouched: Untouched | None = None) -> None:
+        """The guest runs here and not there; nothing of the move is left but disks there, perhaps."""
+        assert self.here.running
+        assert not self.there.running
+        self.here.wait_for_progress()
+        assert [path for path in self.disks_here if not path.exists()] == []
+        assert self.clusters.received() == []
+        assert self.clusters.left_in_west() == []
+        assert self.lab.state().journal == ()
+        assert self.clusters.keys_in_east() == []
+        if untouched is not None:
+            untouched.check()
+
+
+@pytest.fixture
+def move(lab: Lab, requires: Callable[..., None]) -> Iterator[Move]:
+    requires("ip", root=True)
+    lab.add_guest(disks=2)
+    with ExitStack() as stack:
+        network = stack.enter_context(Network(["east", "west"]))
+        yield Move(lab, TwoClusters(lab, network, stack))
+
+
+# --- whole ones -------------------------------------------------------------------------------------------------------
+
+
+def test_an_instance_is_moved_and_runs_there_and_is_gone_here(move: Move) -> None:
+    said = move.run()
+    assert "Moved web1.example.com to cluster west, where it runs as web1.example.com; it was removed here." in said
+    move.check_moved()
+    assert not move.disks_here[0].exists()
+    assert [call for call in move.here.calls() if call not in ("status",)] == ["start", "stop", "remove"]
+    assert [call for call in move.there.calls() if call not in ("status",)] == ["start"]
+    assert len(move.clusters.received()) == 1
+
+
+def test_an_instance_that_is_down_is_moved_and_stays_down(move: Move) -> None:
+    subprocess.run([str(move.here.program), "stop"], check=True)
+    assert "where it is down, as it was here" in move.run()
+    assert not move.there.running
+    assert not move.disks_here[0].exists()
+    move.check_data(boots=1)
+    assert move.lab.state().journal == ()
+
+
+def test_a_moved_instance_can_be_kept_and_gets_another_name_larger_disks_and_other_interfaces(move: Move) -> None:
+    move.configure_west(NEW_NAME)
+    options = (
+        "--instance-name",
+        NEW_NAME,
+        "--grow",
+        "1=8MiB",
+        "--nic",
+        "mac=aa:00:00:00:00:09,link=br7",
+        "--keep-source-instance",
+    )
+    said = move.run(*options)
+    assert f"where it runs as {NEW_NAME}; it was left here, stopped." in said
+    move.check_moved()
+    assert [path.exists() for path in move.disks_here] == [True, True]
+    assert "remove" not in move.here.calls()
+    assert move.disks_there[1].stat().st_size == 8 * MIB
+    (record,) = move.clusters.received(NEW_NAME)
+    nics = diskhaul.show(record.path).manifest["instance"]["nics"]
+    assert [(nic["mac"], nic["link"]) for nic in nics] == [("aa:00:00:00:00:09", "br7")]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(move: Move) -> None:
+    untouched = Untouched(move.clusters)
+    said = move.run("--dry-run")
+    assert "6. start web1.example.com there" in said
+    assert "7. remove web1.example.com here" in said
+    move.check_as_before(untouched)
+
+
+def test_what_the_library_answers_says_where_it_is(move: Move) -> None:
+    events: list[Any] = []
+    result = diskhaul.move("web1", to="west", node="gamma", config=move.clusters.east_config, on_event=events.append)
+    assert (result.cluster, result.node, result.name) == ("west", "gamma", INSTANCE)
+    assert (result.started, result.removed, result.incomplete, result.exit_code) == (True, True, (), 0)
+    assert [event.operation for event in events if event.kind == "operation-finished"] == ["move"]
+    assert any(event.kind == "disk-progress" for event in events)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_moved_is_refused_before_anything_is_touched(move: Move) -> None:
+    untouched = Untouched(move.clusters)
+    assert "cluster north is not configured" in move.clusters.run(
+        "east", "move", "web1", "--to", "north", "--node", "gamma", code=2
+    )
+    assert "grow: web1.example.com has no disk 7" in move.run("--grow", "7=1GiB", code=2)
+    assert "instance 'db9' is unknown" in move.run("--instance-name", "db9", code=2)
+    assert "node 'delta' is unknown" in move.clusters.run("east", "move", "web1", "--to", "west", "--node", "delta", code=2)
+    secret = move.clusters.west_secret.read_bytes()
+    move.clusters.west_secret.write_bytes(b"x" * 64)
+    assert "the clusters' secrets differ" in move.run(code=2)
+    move.clusters.west_secret.write_bytes(secret)
+    file = move.tell("deaf.status")
+    assert "cluster west: guest status: ended with exit code 255" in move.run(code=2)
+    file.unlink()
+    move.wrapper.chmod(0o644)
+    assert "run-west cannot be run: Permission denied" in move.run(code=2)
+    move.check_as_before(untouched)
+
+
+def test_an_instance_that_runs_there_already_is_refused(move: Move) -> None:
+    for path in move.disks_there:
+        path.write_bytes(bytes(4 * MIB))
+    subprocess.run([str(move.there.program), "start"], check=True)
+    assert "web1.example.com runs at cluster west already" in move.run(code=2)
+    assert move.here.running
+
+
+# --- one side fails ---------------------------------------------------------------------------------------------------
+
+
+def test_disks_that_exist_there_fail_the_move_unless_they_may_be_overwritten(move: Move) -> None:
+    move.disks_there[1].write_bytes(b"somebody's")
+    said = move.run(code=3)
+    assert "hand-over: cluster west: import" in said
+    move.check_as_before()
+    assert move.disks_there[1].read_bytes() == b"somebody's"
+    move.run("--force")
+    move.check_moved(boots=3)  # once more here, in between
+
+
+def test_a_guest_that_does_not_start_there_runs_here_again(move: Move) -> None:
+    move.there.disturb("start", "fail", times=4)
+    said = move.run(code=3)
+    assert "cluster west: guest start" in said
+    move.check_as_before()
+    assert move.there.marks().boots == 1  # what came with the export
+
+
+def test_a_start_there_whose_answer_is_lost_is_taken_back(move: Move) -> None:
+    move.tell("mute.start")
+    said = move.run(code=3)
+    assert "cluster west: guest start" in said
+    assert "stop" in move.there.calls()
+    move.check_as_before()
+
+
+def test_a_reception_that_ends_in_the_middle_fails_the_move(move: Move) -> None:
+    process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    move.kill_there("receive")
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3, out + err
+    move.clusters.run("west", "recover")
+    move.check_as_before()
+
+
+def test_a_network_that_breaks_fails_the_move(move: Move) -> None:
+    process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    move.clusters.network.disconnect("west")
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3, out + err
+    move.check_as_before()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_move_that_is_interrupted_leaves_everything_as_before(move: Move, number: int) -> None:
+    process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, out + err
+    move.check_as_before()
+
+
+# --- in doubt, and killed ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_starts_a_guest_here_that_may_run_there(move: Move) -> None:
+    """West started it, could not say so, and cannot be asked: it is down here until west answers."""
+    ways = [move.tell(what) for what in ("mute.start", "deaf.stop", "deaf.status")]
+    ways[2].unlink()
+    said = move.run(code=3)
+    assert "web1.example.com IS DOWN here, since it is not known whether web1.example.com runs at cluster west" in said
+    assert not move.here.running
+    assert move.there.running
+    ways[2].touch()
+    refused = move.clusters.run("east", "export", "web1", "--node", "beta", code=2)
+    assert "was being moved to cluster west by a run that is gone, and may run there" in refused
+    assert "may run there" in move.clusters.run("east", "guest", "start", "web1", code=2)
+    assert "may run there" in move.run(code=2)
+    assert "cluster west: guest status" in move.clusters.run("east", "recover", "web1", code=4)
+    assert not move.here.running
+    for way in ways:
+        way.unlink()
+    assert "runs at cluster west as web1.example.com, and was removed here" in move.clusters.run("east", "recover", "web1")
+    move.check_moved()
+    assert not move.disks_here[0].exists()
+
+
+def test_a_guest_that_was_not_started_there_after_all_is_started_here_by_recover(move: Move) -> None:
+    ways = [move.tell(what) for what in ("deaf.start", "deaf.stop")]
+    assert "IS DOWN here" in move.run(code=3)
+    assert not move.here.running
+    assert "cluster west: guest stop" in move.clusters.run("east", "recover", "web1", code=4)
+    assert not move.here.running
+    for way in ways:
+        way.unlink()
+    said = move.clusters.run("east", "recover", "web1")
+    assert "web1.example.com runs again: its move to cluster west was rolled back" in said
+    assert move.here.running
+    assert not move.there.running
+    assert move.lab.state().journal == ()
+
+
+@pytest.mark.parametrize("verb", ["import", "start"])
+def test_a_move_that_is_killed_is_rolled_back_by_recover_while_it_does_not_run_there(move: Move, verb: str) -> None:
+    way = move.tell(f"slow.{verb}")
+    process = move.start()
+    wait_for((move.lab.path / "slowed").exists, f"the {verb} there")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    way.unlink()
+    move.kill_there(verb)
+    assert not move.here.running
+    move.clusters.run("east", "recover", "web1")
+    assert move.here.running
+    assert not move.there.running
+    assert move.lab.state().journal == ()
+
+
+def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(move: Move) -> None:
+    way = move.tell("mute.start")
+    slow = move.tell("slow.stop")
+    process = move.start()
+    wait_for((move.lab.path / "slowed").exists, "the stop there")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    way.unlink()
+    slow.unlink()
+    move.kill_there("stop")
+    assert move.there.running
+    said = move.clusters.run("east", "recover")
+    assert "runs at cluster west as web1.example.com, and was removed here" in said
+    move.check_moved()
+
+
+def test_an_instance_that_cannot_be_removed_here_is_told_and_recover_tries_again(move: Move) -> None:
+    move.here.disturb("remove", "fail")
+    said = move.run(code=4)
+    assert "the instance was not removed" in said
+    assert move.there.running
+    assert not move.here.running
+    assert "and was removed here" in move.clusters.run("east", "recover", "web1")
+    assert not move.disks_here[0].exists()
+    move.check_moved()
+
+
+def test_json_says_what_became_of_it(move: Move) -> None:
+    done = subprocess.run(
+        move.clusters.command("east", "--json", "move", "web1", "--to", "west", "--node", "gamma"),
+        env=move.lab.environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    document = json.loads(done.stdout)
+    assert (document["exit_code"], document["started"], document["removed"]) == (0, True, True)
+    assert document["export"]["instance"] == INSTANCE
