@@ -174,6 +174,7 @@ class MoveOperation(Operation[MoveResult]):
         try:
             export = _MovingExport(self._nested(), self, reception, self._options)
             result = export.run()
+            self._running = export.running  # as it was found under the lock
         finally:
             reception.stop()
         return self._result(result)

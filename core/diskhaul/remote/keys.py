@@ -18,7 +18,7 @@ from pathlib import Path
 from ..certificates import key_problem, write_durably
 from ..errors import RefusedError, StorageError
 
-_ID = re.compile(r"[0-9a-f]{32}\Z")
+_ID = re.compile(r"[0-9a-f]{32}\Z|\.[0-9a-f]{32}\.[0-9]+\Z")  # the second: being taken, or taken by a process that died then
 _KEY, _EXPIRES = "source.pem", "expires"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -305,6 +306,44 @@ def test_a_receiver_with_another_certificate_is_refused(west: West) -> None:
     with pytest.raises(UnreachableNodeError, match="its certificate is refused"):
         west.store(terms(SOURCE, receiver=other)).begin(INSTANCE, EXPORT)
     assert west.begun == []
+
+
+def shaken(client: PinnedIdentity, server: PinnedIdentity) -> list[BaseException]:
+    """What a handshake between the two ends with."""
+    failures: list[BaseException] = []
+    ends = socket.socketpair()
+
+    def shake(identity: PinnedIdentity, end: socket.socket, *, server_side: bool) -> None:
+        name = None if server_side else "gamma"
+        try:
+            with identity.context(server=server_side).wrap_socket(end, server_side=server_side, server_hostname=name) as tls:
+                tls.sendall(b"x")
+                tls.recv(1)
+        except OSError as error:
+            failures.append(error)
+            end.close()
+
+    thread = threading.Thread(target=shake, args=(server, ends[1]), kwargs={"server_side": True})
+    thread.start()
+    shake(client, ends[0], server_side=False)
+    thread.join(LIMIT_S)
+    return failures
+
+
+def test_a_certificate_has_to_count_when_the_export_begins_and_no_longer() -> None:
+    past = NOW - timedelta(days=2)
+    old_source = make_self_signed("east", "source", "web1.example.com", now=past, until=past + timedelta(days=1))
+    old_receiver = make_self_signed("west", "receiver", "gamma", now=past, until=past + timedelta(days=1))
+    client, server = (
+        PinnedIdentity(b"".join(own), other[1]) for own, other in ((old_source, old_receiver), (old_receiver, old_source))
+    )
+    assert any("expired" in str(error) for error in shaken(client, server))
+    for identity in (client, server):
+        identity.begun()
+    assert shaken(client, server) == []
+    stranger = PinnedIdentity(b"".join(made("east", "source", "web1.example.com")), old_receiver[1])
+    stranger.begun()
+    assert shaken(stranger, server)  # whoever it is has still to be the right one
 
 
 def test_nobody_of_the_receiver_s_own_cluster_is_let_in(west: West, lab: Lab) -> None:

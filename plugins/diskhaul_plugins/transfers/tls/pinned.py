@@ -1,7 +1,8 @@
 """The identity of one side of an export to another cluster: it trusts exactly one certificate, and shows its own.
 
 No authority is involved. That one certificate is all that there is to verify against, it may not sign others, and after the
-handshake the bytes that came are compared with it as well.
+handshake the bytes that came are compared with it as well. A certificate that has expired is refused until the export has begun;
+one that begins in time may take longer than the certificates count, and connects anew many times.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from diskhaul.errors import ConfigurationError
 
 from .identities import Identity
 
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which ssl.VerifyFlags has no name
+
 
 class PinnedIdentity(Identity):
     """Key and certificate that are nowhere but in memory, and the one certificate of the other side. Thread-safe."""
@@ -26,6 +29,7 @@ class PinnedIdentity(Identity):
             ConfigurationError: they cannot be used.
         """
         self._own_pem, self._pinned = own, pinned
+        self._begun = False
         self._made_contexts: dict[bool, ssl.SSLContext] = {}
         self._making = threading.Lock()
         for server in (False, True):
@@ -33,6 +37,13 @@ class PinnedIdentity(Identity):
 
     def problems(self) -> list[str]:
         return []
+
+    def begun(self) -> None:
+        """The export has begun: from here on the certificates' times count for nothing."""
+        with self._making:
+            if not self._begun:
+                self._begun = True
+                self._made_contexts.clear()
 
     def context(self, *, server: bool) -> ssl.SSLContext:
         with self._making:
@@ -45,6 +56,8 @@ class PinnedIdentity(Identity):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_STRICT
+        if self._begun:
+            context.verify_flags |= _NO_CHECK_TIME
         if server:
             context.num_tickets = 0  # nothing is resumed: each connection shows its certificate
         else:

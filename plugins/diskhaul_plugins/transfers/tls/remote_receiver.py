@@ -153,11 +153,17 @@ class RemoteTlsReceiver(TlsReceiver, RemoteReceiver):
             ConfigurationError: the certificates cannot be used.
             StorageError: it cannot listen there.
         """
+        identity = PinnedIdentity(terms.own, terms.source.certificate)
+
+        def began(export_id: str) -> None:
+            begun(export_id)
+            identity.begun()
+
         super().__init__(
             node,
             terms.receiver.cluster,
             listening,
-            PinnedIdentity(terms.own, terms.source.certificate),
+            identity,
             settings,
             store=store,
             state_dir=state_dir,
@@ -165,7 +171,7 @@ class RemoteTlsReceiver(TlsReceiver, RemoteReceiver):
             inventory=_Nobody(),
         )
         self._terms, self._reached, self._store = terms, reached, store
-        self._remote = RemoteService(node, terms, store, self._sessions, settings, self._log, begun=begun, accept=accept)
+        self._remote = RemoteService(node, terms, store, self._sessions, settings, self._log, begun=began, accept=accept)
         self._service = self._remote
 
     @property

@@ -27,10 +27,12 @@ class RemoteTlsStore(TlsStore, RemoteStore):
         receiver = Node(name=terms.receiver.name, export_dir=Path("/nonexistent"))
         identity = PinnedIdentity(terms.own, terms.receiver.certificate)
         super().__init__(Caller(Dialler(receiver, address, terms.receiver.cluster, identity, settings)))
-        self._terms = terms
+        self._terms, self._identity = terms, identity
 
     def begin(self, instance: str, export_id: str, /) -> TlsWriter:
-        return _RemoteWriter(self._caller, instance, export_id, self._terms)
+        writer = _RemoteWriter(self._caller, instance, export_id, self._terms)
+        self._identity.begun()
+        return writer
 
     def farewell(self) -> None:
         self._caller.call_until_answered("farewell")
