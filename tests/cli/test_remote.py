@@ -140,3 +140,15 @@ def test_interfaces_of_a_move_are_read_strictly(diskhaul: Diskhaul, east: Path) 
         refused = diskhaul("--config", east, "move", "web1", "--to", "west", "--node", "gamma", "--grow", grow)
         assert refused.code == 2
     assert "cluster west is not configured" in diskhaul("--config", east, "move", "web1", "--to", "west", "--node", "gamma").err
+
+
+def test_doctor_finds_what_exports_to_other_clusters_would_fail_at(diskhaul: Diskhaul, east: Path) -> None:
+    assert diskhaul("--config", east, "--json", "doctor").document["problems"] == []
+    (east.parent / "cluster-domain.secret").chmod(0o644)
+    with east.open("a") as file:
+        file.write('[clusters.west]\ncommand = ["/nowhere/ssh", "west", "diskhaul"]\n')
+    problems = diskhaul("--config", east, "--json", "doctor").document["problems"]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        f"{east.parent}/cluster-domain.secret holds the cluster-domain secret and others can read it (mode 644); run",
+        "clusters.west.command",
+    ]

@@ -321,7 +321,7 @@ def test_a_guest_that_was_not_started_there_after_all_is_started_here_by_recover
     assert move.lab.state().journal == ()
 
 
-@pytest.mark.parametrize("verb", ["import", "start"])
+@pytest.mark.parametrize("verb", ["status", "receive", "import", "start"])
 def test_a_move_that_is_killed_is_rolled_back_by_recover_while_it_does_not_run_there(move: Move, verb: str) -> None:
     way = move.tell(f"slow.{verb}")
     process = move.start()
@@ -330,11 +330,22 @@ def test_a_move_that_is_killed_is_rolled_back_by_recover_while_it_does_not_run_t
     process.communicate(timeout=LIMIT_S)
     way.unlink()
     move.kill_there(verb)
-    assert not move.here.running
-    move.clusters.run("east", "recover", "web1")
+    assert move.here.running == (verb in ("status", "receive"))
+    move.clusters.run("east", "recover")
     assert move.here.running
     assert not move.there.running
     assert move.lab.state().journal == ()
+
+
+def test_a_move_that_is_killed_while_it_sends_is_rolled_back_on_both_sides(move: Move) -> None:
+    process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    move.kill_there("receive")
+    move.clusters.run("east", "recover")
+    move.clusters.run("west", "recover")
+    move.check_as_before()
 
 
 def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(move: Move) -> None:

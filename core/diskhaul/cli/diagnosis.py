@@ -16,7 +16,7 @@ from ..config import find_configuration, load_cluster
 from ..errors import ConfigurationError, DiskhaulError, PluginError, RefusedError
 from ..host import PluginHost, RegisteredBackend
 from ..model import Cluster, Disk, Instance, Node
-from ..names import suggestion
+from ..names import escape, suggestion
 from ..operations.plugin_answers import problems_from
 from ..operations.recover import unfinished_lines
 
@@ -176,6 +176,21 @@ def _cluster_problems(cluster: Cluster, host: PluginHost, found: Iterable[Backen
         yield from error.problems
     for instance in cluster.instances:
         yield from _instance_problems(instance, host)
+    yield from _other_cluster_problems(cluster)
+
+
+def _other_cluster_problems(cluster: Cluster) -> Iterator[str]:
+    """What exports to other clusters would be refused for, where the configuration has something for them. Runs no command."""
+    from ..remote.secret import read_secret
+
+    if cluster.cluster_domain_secret is not None or cluster.clusters:
+        try:
+            read_secret(cluster)
+        except RefusedError as error:
+            yield from error.problems
+    for other in cluster.clusters:
+        if shutil.which(other.command[0]) is None:
+            yield f"clusters.{other.name}.command: {escape(other.command[0])} is not there, or cannot be run"
 
 
 def _node_problems(node: Node, transfer: Transfer, cluster: Cluster) -> Iterator[str]:
