@@ -375,7 +375,7 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         self._descriptor = descriptor
         self._path = path
         self._end = end
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
         self._durable = durable
         self._lock = threading.Lock()
         self._users = 0
@@ -532,7 +532,8 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         """The descriptor, when it may still be used. Called with the lock."""
         if self._failure is not None:
             # The kernel forgets which pages were lost once it has told: a second fsync would report success.
-            raise StorageError(f"{self._path}: cannot {action}: an earlier write failed", path=self._path) from self._failure
+            reason = f"an earlier write failed: {os.strerror(self._failure.errno or 0)}"
+            raise StorageError(f"{self._path}: cannot {action}: {reason}", path=self._path) from self._failure
         if self._descriptor < 0:
             raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
         return self._descriptor
