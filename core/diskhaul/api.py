@@ -639,6 +639,19 @@ class StoreReader(Protocol):
     def close(self) -> object: ...
 
 
+@runtime_checkable
+class DigestingReader(StoreReader, Protocol):
+    """A `StoreReader` that digests where the bytes lie, so that they need not travel to be compared."""
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        """BLAKE3 (32 bytes) of `length` bytes from `offset` on, read anew from the store. Called by several threads at once.
+
+        Raises:
+            OSError: or `StorageError`; anything less than the whole range can be read.
+        """
+        ...
+
+
 class ExportReader(Protocol):
     """A published export (or a directory that claims to be one)."""
 

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from diskhaul.api import ExportReader, ExportStore, ExportWriter, StoreReader
+from diskhaul.api import DigestingReader, ExportReader, ExportStore, ExportWriter
 from diskhaul.errors import StorageError
 
 from .calls import Caller, Patience
 from .client_stream import TlsFile
 from .connection import BrokenConnectionError, Connection, failure
 from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH
-from .wire import MAX_BODY, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
+from .wire import DIGEST_LENGTH, MAX_BODY, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
 
 
 class TlsStore(ExportStore):
@@ -125,7 +125,7 @@ class TlsReader(ExportReader):
         return TlsFileReader(self._caller, self._asked | {"name": name}, f"{self._location}/{name}")
 
 
-class TlsFileReader(StoreReader):
+class TlsFileReader(DigestingReader):
     """A file that is read through the receiver; over another connection when one breaks. Thread-safe: one read at a time."""
 
     def __init__(self, caller: Caller, asked: Mapping[str, str], place: str) -> None:
@@ -147,6 +147,12 @@ class TlsFileReader(StoreReader):
             for begin in range(0, len(view), MAX_DATA):
                 piece = view[begin : begin + MAX_DATA]
                 self._patiently(partial(self._read, offset + begin, piece))
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        digest = bytearray(DIGEST_LENGTH)
+        with self._lock:
+            self._patiently(partial(self._ask, Kind.DIGEST, offset, length, Kind.DIGESTED, memoryview(digest)))
+        return bytes(digest)
 
     def close(self) -> None:
         with self._lock:
@@ -170,20 +176,26 @@ class TlsFileReader(StoreReader):
                 raise
 
     def _read(self, offset: int, view: memoryview) -> None:
+        self._ask(Kind.READ, offset, len(view), Kind.BYTES, view)
+
+    def _ask(self, what: Kind, offset: int, length: int, expected: Kind, answer: memoryview) -> None:
+        """Ask `what` of a range; fill `answer` with what comes."""
         if self._closed:
             raise StorageError(f"{self._place}: is closed", path=self._place)
-        if offset + len(view) > self._size:
+        if offset + length > self._size:
             raise StorageError(f"{self._place}: ends at {self._size}", path=self._place, offset=offset)
         connection = self._connect()
-        connection.send(Kind.READ, READ_FIELDS.pack(offset, len(view)))
-        kind, length = connection.receive_head(Kind.BYTES, Kind.REFUSED)
+        connection.send(what, READ_FIELDS.pack(offset, length))
+        kind = Kind.WORKING
+        while kind is Kind.WORKING:
+            kind, count = connection.receive_head(expected, Kind.REFUSED, Kind.WORKING)
         if kind is Kind.REFUSED:
-            content = bytearray(length)
+            content = bytearray(count)
             connection.receive_into(memoryview(content))
             raise failure(self._dialler, load(content))
-        if length != len(view):
-            raise WireError(f"{length} bytes came instead of {len(view)}")
-        connection.receive_into(view)
+        if count != len(answer):
+            raise WireError(f"{count} bytes came instead of {len(answer)}")
+        connection.receive_into(answer)
 
     def _connect(self) -> Connection:
         if self._connection is None:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,10 +14,12 @@ from diskhaul.api import ExportReader
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.model import Node
 
+from ...storages.raw import RawReader
 from ..directory import MANIFEST, DirectoryReader, DirectoryStore
 from .authorization import Authorization, ForbiddenError
 from .connection import Connection
 from .identities import Peer
+from .range_digests import RangeDigests
 from .received_file import ReceivedFile
 from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH, TOKEN_LENGTH, NoSessionError, Session, Sessions
 from .settings import Settings
@@ -238,18 +241,26 @@ class Service:
         try:
             status = os.fstat(file.fileno())
             connection.send_document(Kind.READY, {"size": file.size, "file": f"{status.st_dev}:{status.st_ino}"})
-            buffer = memoryview(bytearray(0))
+            self._answer_reads(connection, file, _sign_of_life_s(hello))
+        finally:
+            file.close()
+
+    def _answer_reads(self, connection: Connection, file: RawReader, sign_of_life_s: float) -> None:
+        buffer = memoryview(bytearray(0))
+        with closing(RangeDigests(file)) as digests, ThreadPoolExecutor(1, "diskhaul-tls-digest") as pool:
             while True:
-                _, fields = connection.receive(Kind.READ)
+                kind, fields = connection.receive(Kind.READ, Kind.DIGEST)
                 offset, length = READ_FIELDS.unpack(fields)
-                if length > MAX_DATA or offset + length > file.size:
+                if (kind is Kind.READ and length > MAX_DATA) or offset + length > file.size:
                     raise WireError(f"{length} bytes at {offset} cannot be read of a file of {file.size}")
+                if kind is Kind.DIGEST:
+                    digest = _while_working(connection, pool.submit(digests.digest, offset, length), sign_of_life_s)
+                    connection.send(Kind.DIGESTED, digest)
+                    continue
                 if length > len(buffer):
                     buffer = memoryview(bytearray(length))
                 file.read_into(offset, buffer[:length])
                 connection.send(Kind.BYTES, buffer[:length])
-        finally:
-            file.close()
 
     def _reader(self, peer: Peer, asked: Document) -> DirectoryReader:
         """An export that is published, or with a session's id one that is being received."""
