@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import diskhaul
+from diskhaul.events import Event, StageStarted
+
 LIMIT_S = 120
 MIB = 1 << 20
 INSTANCE = "web1.example.com"
@@ -126,7 +129,7 @@ class Tap:
 
     def __init__(self, to: str, enough: int) -> None:
         self._to, self._enough, self._passed = to, enough, 0
-        self.reached = threading.Event()
+        self.reached, self.nobody_there = threading.Event(), threading.Event()
         self._held = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = [self._listener]
@@ -162,6 +165,7 @@ class Tap:
             try:
                 server = socket.create_connection((host, int(port)), LIMIT_S)
             except OSError:
+                self.nobody_there.set()
                 client.close()
                 continue
             self._sockets += [client, server]
@@ -270,6 +274,40 @@ def test_a_sender_that_is_killed_leaves_nothing_listed_and_recover_starts_the_gu
     assert lab.guest_runs
     assert lab.exports() == []
     assert os.listdir(lab.work / "state-tls" / "receiver-beta") == []
+
+
+def test_a_lock_that_is_lost_while_the_receiver_is_away_is_found_before_publishing_is_tried_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab.work)  # where the commands of the runtime look for the guest
+    tap = Tap(lab.serve(), 1 << 60)
+    lab.configure(tap.address)
+    away: list[threading.Thread] = []
+    options = diskhaul.ExportOptions(long_sleep=True)
+
+    def lose_lock_and_come_back() -> None:
+        assert tap.nobody_there.wait(LIMIT_S)
+        for record in (lab.work / "state-tls" / "locks").glob("instance*"):
+            record.unlink()
+        tap._to = lab.serve()
+
+    def go_away(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == "publish":
+            lab.kill_receiver()
+            away.append(threading.Thread(target=lose_lock_and_come_back))
+            away[0].start()
+
+    try:
+        with pytest.raises(diskhaul.DiskhaulError, match=r"lock instance.*: lost") as failed:
+            diskhaul.export(INSTANCE, node="beta", config=lab.work / "tls.toml", options=options, on_event=go_away)
+    finally:
+        for thread in away:
+            thread.join(LIMIT_S)
+        tap.close()
+    assert failed.value.exit_code == 3
+    assert away
+    assert lab.guest_runs
+    assert lab.exports() == []
 
 
 def test_a_key_that_others_can_read_refuses_the_export_before_anything_is_touched(lab: Lab) -> None:
