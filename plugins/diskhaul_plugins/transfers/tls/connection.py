@@ -14,7 +14,7 @@ from diskhaul.errors import OperationFailedError, StorageError, UnreachableNodeE
 from diskhaul.model import Node
 from diskhaul.names import escape
 
-from .identities import RECEIVERS, Identity, WrongPeerError, peer_of
+from .identities import RECEIVERS, Identity, WrongPeerError, certificate_problem, peer_of
 from .settings import Address, Settings
 from .wire import HEAD, PROTOCOL, VERSION, Kind, WireError, dump, field, head, load, parse_head
 
@@ -218,7 +218,8 @@ class Dialler:
         try:
             connection = Connection(self._connected())
         except ssl.SSLCertVerificationError as error:
-            raise self.unreachable(f"its certificate is refused: {error.verify_message or error.reason}") from error
+            why = certificate_problem(error, self.node.name, self._identity.authority)
+            raise self.unreachable(f"is refused: {why}") from error
         except WrongPeerError as error:
             raise self.unreachable(f"is refused: {error}") from error
         except (OSError, UnicodeError) as error:
@@ -239,7 +240,8 @@ class Dialler:
             connection.set_timeout(self.settings.silence_s)
         except (WireError, AlertError) as error:
             connection.close()
-            raise self.unreachable(f"refuses this node: {error}" if isinstance(error, AlertError) else error) from error
+            alert = f"refuses this node: {error}: its log says why; 'diskhaul certs show' here may, too"
+            raise self.unreachable(alert if isinstance(error, AlertError) else error) from error
         except BaseException:
             connection.close()
             raise

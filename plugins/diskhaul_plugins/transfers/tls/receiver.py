@@ -27,7 +27,7 @@ from diskhaul.names import escape
 from ..directory import DirectoryStore
 from .authorization import Authorization
 from .connection import BrokenConnectionError, Connection, reason_of
-from .identities import SENDERS, Identity, Peer, WrongPeerError, peer_of
+from .identities import SENDERS, Identity, Peer, WrongPeerError, certificate_problem, peer_of
 from .service import Service
 from .sessions import Sessions
 from .settings import Address, Settings
@@ -202,7 +202,7 @@ class TlsReceiver(Receiver):
         except (WrongPeerError, ConfigurationError) as error:
             self._log(f"{source}: refused: {error}")
         except (OSError, ValueError) as error:
-            self._log(f"{source}: refused: {_handshake_problem(error)}")
+            self._log(f"{source}: refused: {_handshake_problem(error, self._identity.authority)}")
         except Exception as error:
             self._log(f"{source}: unexpected: {type(error).__name__}: {error}")
         finally:
@@ -311,9 +311,9 @@ def _linger(connection: socket.socket) -> None:
         pass  # it is gone, or has had its time
 
 
-def _handshake_problem(error: Exception) -> str:
+def _handshake_problem(error: Exception, authority: Path) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate: {error.verify_message}"
+        return certificate_problem(error, "", authority)
     if isinstance(error, TimeoutError):
         return "no handshake in time"
     return f"no TLS 1.3 handshake: {reason_of(error)}"
