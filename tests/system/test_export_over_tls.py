@@ -18,6 +18,8 @@ import pytest
 import diskhaul
 from diskhaul.events import Event, StageStarted
 
+from ..network import Network
+
 LIMIT_S = 120
 MIB = 1 << 20
 INSTANCE = "web1.example.com"
@@ -41,7 +43,7 @@ retry_s = 20
 export_dir = "alpha"
 [nodes.beta]
 export_dir = "{beta}"
-options = {{ address = "{address}", listen = "127.0.0.1:0" }}
+options = {{ address = "{address}", listen = "{host}:0" }}
 [instances."{instance}"]
 node = "alpha"
 runtime = "command"
@@ -59,8 +61,10 @@ snapshot = "reflink"
 class Lab:
     """Two nodes in one directory: alpha, where the guest is, and beta, which has a receiver."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, network: Network | None = None) -> None:
+        """With `network`, beta's receiver runs on the machine "beta" of that."""
+        self.work, self._network = work, network
+        self._host = "127.0.0.1" if network is None else network.address("beta")
         self.receiver: subprocess.Popen[str] | None = None
         for name in ("alpha", "beta", "beta-local"):
             (work / name).mkdir()
@@ -78,18 +82,19 @@ class Lab:
 
     def configure(self, address: str) -> None:
         for transfer, beta in (("tls", "beta"), ("directory", "beta-local")):
-            text = CONFIGURATION.format(transfer=transfer, beta=beta, address=address, instance=INSTANCE)
+            text = CONFIGURATION.format(transfer=transfer, beta=beta, address=address, host=self._host, instance=INSTANCE)
             (self.work / f"{transfer}.toml").write_text(text)
 
-    def start(self, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, machine: str = "") -> subprocess.Popen[str]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", "diskhaul", *arguments]
         return subprocess.Popen(
-            [sys.executable, "-m", "diskhaul", *arguments],
+            command if self._network is None or not machine else self._network.command(machine, *command),
             cwd=self.work,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=stderr or subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
 
@@ -103,10 +108,10 @@ class Lab:
 
     def serve(self) -> str:
         """Start beta's receiver; return where it listens."""
-        self.receiver = self.start("--config", "tls.toml", "node", "serve", "--node", "beta")
+        self.receiver = self.start("--config", "tls.toml", "node", "serve", "--node", "beta", machine="beta")
         assert self.receiver.stderr is not None
         line = self.receiver.stderr.readline()
-        assert "node beta listens on 127.0.0.1:" in line
+        assert f"node beta listens on {self._host}:" in line
         return line.split()[-1]
 
     def kill_receiver(self) -> None:
