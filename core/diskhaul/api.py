@@ -700,6 +700,23 @@ class ExportWriter(Protocol):
         ...
 
 
+@runtime_checkable
+class RetryingExportWriter(ExportWriter, Protocol):
+    """An `ExportWriter` whose `publish` may try again, for longer than the run's locks can be relied on.
+
+    Writers need not have this.
+    """
+
+    def publish_while(self, manifest: bytes, check: Callable[[], object], /) -> object:
+        """`publish`, which calls `check` before each try.
+
+        Raises:
+            LockLostError: or whatever `check` raises: there is no further try, and none that was made is still under way once
+                `abort` has returned.
+        """
+        ...
+
+
 class ExportStore(Protocol):
     """The exports of one node."""
 

@@ -690,11 +690,17 @@ class DirectoryWriter(ExportWriter):
                 self._check_not_aborting()
             except OSError as error:
                 self._hide(error)
+                if error.errno == errno.ECANCELED:
+                    raise StorageError(f"{self.location}: not published: {error.strerror}", path=self.location) from error
                 raise storage_error("publish", self.location, error) from error
             self._close()
 
+    def give_up(self) -> None:
+        """Have a `publish` that is under way fail, unless it has succeeded; does not wait. `abort` or `leave` comes next."""
+        self._aborting = True
+
     def abort(self) -> None:
-        self._aborting = True  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
+        self.give_up()  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
         with self._lock:
             if not self._open:
                 return  # published, or aborted before

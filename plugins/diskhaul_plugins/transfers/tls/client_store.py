@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from diskhaul.api import DigestingReader, ExportReader, ExportStore, ExportWriter
-from diskhaul.errors import StorageError
+from diskhaul.api import DigestingReader, ExportReader, ExportStore, RetryingExportWriter
+from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 
 from .calls import Caller, Patience
 from .client_stream import TlsFile
@@ -58,15 +58,15 @@ class TlsStore(ExportStore):
         self._caller.call_until_answered("remove_partial", {"instance": instance, "export_id": export_id})
 
 
-class TlsWriter(ExportWriter):
-    """An export that is being sent. `create` may be called by several threads."""
+class TlsWriter(RetryingExportWriter):
+    """An export that is being sent. `create` may be called by several threads; `abort` ends a `publish` that is tried again."""
 
     def __init__(self, caller: Caller, instance: str, export_id: str, credentials: Mapping[str, str]) -> None:
         self._caller = caller
         self._named = {"instance": instance, "export_id": export_id}
         self._credentials = dict(credentials)
         self._files: list[TlsFile] = []
-        self._ended = False
+        self._ended = self._given_up = False
         self._lock = threading.Lock()
         answer = caller.call_until_answered("begin", self._named | self._credentials)
         self._location = caller.field(answer, "location", str)
@@ -87,6 +87,9 @@ class TlsWriter(ExportWriter):
         return TlsReader(self._caller, self._credentials)
 
     def publish(self, manifest: bytes, /) -> None:
+        self.publish_while(manifest, lambda: None)
+
+    def publish_while(self, manifest: bytes, check: Callable[[], object], /) -> None:
         if len(manifest) > MAX_BODY:
             raise StorageError(f"{self.location}: a manifest of {len(manifest)} bytes: more than {MAX_BODY}", path=self.location)
         with self._lock:
@@ -95,10 +98,31 @@ class TlsWriter(ExportWriter):
             unfinished = [file.name for file in self._files if not file.durable]
         if unfinished:
             raise StorageError(f"{self.location}: not published: {', '.join(unfinished)} not finished", path=self.location)
-        self._caller.call_until_answered("publish", self._named | self._credentials, manifest)
+
+        def check_all() -> None:
+            if self._given_up:
+                raise StorageError(f"{self.location}: not published: it was given up meanwhile", path=self.location)
+            check()
+
+        try:
+            self._caller.call_until_answered("publish", self._named | self._credentials, manifest, check=check_all)
+        except UnreachableNodeError:  # the receiver may have heard of it all the same
+            if not self._was_published():
+                raise
         self._ended = True
 
+    def _was_published(self) -> bool:
+        """Whether it is there. If not, and the receiver can say so, it never will be."""
+        try:
+            answer = self._caller.ask("abort", self._named | self._credentials)
+            published = field(answer, "published", bool)
+        except (BrokenConnectionError, WireError, DiskhaulError):
+            return False
+        self._ended = True
+        return bool(published)
+
     def abort(self) -> None:
+        self._given_up = True
         for file in self._files:
             file.close()
         if self._ended:
