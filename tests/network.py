@@ -70,6 +70,27 @@ class Network:
     def connect(self, name: str) -> None:
         ip("link", "set", self._link(name), "up")
 
+    def slow_down(self, name: str, rate: str) -> None:
+        """Let no more than `rate` (as ``tc`` has it, "40mbit") through to `name`."""
+        command = [
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            self._link(name),
+            "root",
+            "tbf",
+            "rate",
+            rate,
+            "burst",
+            "64kb",
+            "latency",
+            "500ms",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+
     def close(self) -> None:
         """Kill what runs in the namespaces, and remove them, their links and the bridge; complains at the end."""
         problems = []

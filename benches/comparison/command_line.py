@@ -56,6 +56,11 @@ def _say(line: str) -> None:
     print(f"compare.py: {line}", file=sys.stderr, flush=True)
 
 
+def _say_left_out(lines: Sequence[str]) -> None:
+    for line in lines:
+        _say(f"left out: {line}")
+
+
 def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     """What there is to show, if anything, and whether it is incomplete because of an interruption."""
     if arguments.earlier:
@@ -69,14 +74,13 @@ def _report(arguments: Arguments) -> tuple[Report | None, bool]:
     if arguments.commands:
         for one in taking_part:
             print(f"{one.group}/{one.name}:", *one.commands, sep="\n  ")
-        for line in left_out:
-            _say(f"left out: {line}")
+        _say_left_out(left_out)
         return None, False
-    for line in left_out:
-        _say(f"left out: {line}")
     own_directory(place.work)
     _check_outputs(arguments)
-    disk = _disk(arguments, place)
+    disk = _given_disk(arguments)
+    _say_left_out(left_out)
+    disk = disk or _made_disk(arguments, place)
     prepare(place, taking_part, _say)
     taking_part, _ = _taking_part(arguments, place)  # names of files that are known only now
     if arguments.prepare:
@@ -138,16 +142,21 @@ def _taking_part(arguments: Arguments, place: Place) -> tuple[list[Contestant], 
     return present, left_out
 
 
-def _disk(arguments: Arguments, place: Place) -> dict[str, Any]:
-    """The disk to work on, made if need be, and what is known of it."""
-    if arguments.disk:
-        try:
-            size = arguments.disk.stat().st_size
-        except OSError as error:
-            raise ComparisonError(f"--disk: {error}") from error
-        if not arguments.disk.is_file() or size == 0:
-            raise ComparisonError(f"--disk: {arguments.disk} is not a file with something in it")
-        return {"path": str(arguments.disk), "size": size, "data": data_bytes(arguments.disk)}
+def _given_disk(arguments: Arguments) -> dict[str, Any] | None:
+    """What is known of the disk that was named, if one was."""
+    if not arguments.disk:
+        return None
+    try:
+        size = arguments.disk.stat().st_size
+    except OSError as error:
+        raise ComparisonError(f"--disk: {error}") from error
+    if not arguments.disk.is_file() or size == 0:
+        raise ComparisonError(f"--disk: {arguments.disk} is not a file with something in it")
+    return {"path": str(arguments.disk), "size": size, "data": data_bytes(arguments.disk)}
+
+
+def _made_disk(arguments: Arguments, place: Place) -> dict[str, Any]:
+    """What is known of the disk that is made for the comparison, or was for an earlier one."""
     facts = made_disk(place.disk)
     if facts is None or facts.size != arguments.size:
         _say(f"making a disk in {place.work}")

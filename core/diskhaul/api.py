@@ -639,6 +639,19 @@ class StoreReader(Protocol):
     def close(self) -> object: ...
 
 
+@runtime_checkable
+class DigestingReader(StoreReader, Protocol):
+    """A `StoreReader` that digests where the bytes lie, so that they need not travel to be compared."""
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        """BLAKE3 (32 bytes) of `length` bytes from `offset` on, read anew from the store. Called by several threads at once.
+
+        Raises:
+            OSError: or `StorageError`; anything less than the whole range can be read.
+        """
+        ...
+
+
 class ExportReader(Protocol):
     """A published export (or a directory that claims to be one)."""
 
@@ -684,6 +697,23 @@ class ExportWriter(Protocol):
 
     def abort(self) -> object:
         """Remove everything of this unpublished export; harmless when there is nothing."""
+        ...
+
+
+@runtime_checkable
+class RetryingExportWriter(ExportWriter, Protocol):
+    """An `ExportWriter` whose `publish` may try again, for longer than the run's locks can be relied on.
+
+    Writers need not have this.
+    """
+
+    def publish_while(self, manifest: bytes, check: Callable[[], object], /) -> object:
+        """`publish`, which calls `check` before each try.
+
+        Raises:
+            LockLostError: or whatever `check` raises: there is no further try, and none that was made is still under way once
+                `abort` has returned.
+        """
         ...
 
 

@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import diskhaul
+from diskhaul.events import Event, StageStarted
+
+from ..network import Network
+
 LIMIT_S = 120
 MIB = 1 << 20
 INSTANCE = "web1.example.com"
@@ -38,7 +43,7 @@ retry_s = 20
 export_dir = "alpha"
 [nodes.beta]
 export_dir = "{beta}"
-options = {{ address = "{address}", listen = "127.0.0.1:0" }}
+options = {{ address = "{address}", listen = "{host}:0" }}
 [instances."{instance}"]
 node = "alpha"
 runtime = "command"
@@ -56,8 +61,10 @@ snapshot = "reflink"
 class Lab:
     """Two nodes in one directory: alpha, where the guest is, and beta, which has a receiver."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, network: Network | None = None) -> None:
+        """With `network`, beta's receiver runs on the machine "beta" of that."""
+        self.work, self._network = work, network
+        self._host = "127.0.0.1" if network is None else network.address("beta")
         self.receiver: subprocess.Popen[str] | None = None
         for name in ("alpha", "beta", "beta-local"):
             (work / name).mkdir()
@@ -75,18 +82,19 @@ class Lab:
 
     def configure(self, address: str) -> None:
         for transfer, beta in (("tls", "beta"), ("directory", "beta-local")):
-            text = CONFIGURATION.format(transfer=transfer, beta=beta, address=address, instance=INSTANCE)
+            text = CONFIGURATION.format(transfer=transfer, beta=beta, address=address, host=self._host, instance=INSTANCE)
             (self.work / f"{transfer}.toml").write_text(text)
 
-    def start(self, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, machine: str = "") -> subprocess.Popen[str]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", "diskhaul", *arguments]
         return subprocess.Popen(
-            [sys.executable, "-m", "diskhaul", *arguments],
+            command if self._network is None or not machine else self._network.command(machine, *command),
             cwd=self.work,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=stderr or subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
 
@@ -100,10 +108,10 @@ class Lab:
 
     def serve(self) -> str:
         """Start beta's receiver; return where it listens."""
-        self.receiver = self.start("--config", "tls.toml", "node", "serve", "--node", "beta")
+        self.receiver = self.start("--config", "tls.toml", "node", "serve", "--node", "beta", machine="beta")
         assert self.receiver.stderr is not None
         line = self.receiver.stderr.readline()
-        assert "node beta listens on 127.0.0.1:" in line
+        assert f"node beta listens on {self._host}:" in line
         return line.split()[-1]
 
     def kill_receiver(self) -> None:
@@ -126,7 +134,7 @@ class Tap:
 
     def __init__(self, to: str, enough: int) -> None:
         self._to, self._enough, self._passed = to, enough, 0
-        self.reached = threading.Event()
+        self.reached, self.nobody_there = threading.Event(), threading.Event()
         self._held = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = [self._listener]
@@ -162,6 +170,7 @@ class Tap:
             try:
                 server = socket.create_connection((host, int(port)), LIMIT_S)
             except OSError:
+                self.nobody_there.set()
                 client.close()
                 continue
             self._sockets += [client, server]
@@ -270,6 +279,40 @@ def test_a_sender_that_is_killed_leaves_nothing_listed_and_recover_starts_the_gu
     assert lab.guest_runs
     assert lab.exports() == []
     assert os.listdir(lab.work / "state-tls" / "receiver-beta") == []
+
+
+def test_a_lock_that_is_lost_while_the_receiver_is_away_is_found_before_publishing_is_tried_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab.work)  # where the commands of the runtime look for the guest
+    tap = Tap(lab.serve(), 1 << 60)
+    lab.configure(tap.address)
+    away: list[threading.Thread] = []
+    options = diskhaul.ExportOptions(long_sleep=True)
+
+    def lose_lock_and_come_back() -> None:
+        assert tap.nobody_there.wait(LIMIT_S)
+        for record in (lab.work / "state-tls" / "locks").glob("instance*"):
+            record.unlink()
+        tap._to = lab.serve()
+
+    def go_away(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == "publish":
+            lab.kill_receiver()
+            away.append(threading.Thread(target=lose_lock_and_come_back))
+            away[0].start()
+
+    try:
+        with pytest.raises(diskhaul.DiskhaulError, match=r"lock instance.*: lost") as failed:
+            diskhaul.export(INSTANCE, node="beta", config=lab.work / "tls.toml", options=options, on_event=go_away)
+    finally:
+        for thread in away:
+            thread.join(LIMIT_S)
+        tap.close()
+    assert failed.value.exit_code == 3
+    assert away
+    assert lab.guest_runs
+    assert lab.exports() == []
 
 
 def test_a_key_that_others_can_read_refuses_the_export_before_anything_is_touched(lab: Lab) -> None:

@@ -230,7 +230,7 @@ def test_a_certificate_that_is_unsigned_expired_or_another_s_is_refused(
         assert f"the receiver's certificate {problem}" in said
     # Signed, valid, the right name, and not the certificate that the receiver shows.
     said = clusters.export(with_certificate(made("west", "receiver", "gamma", now)), code=2)
-    assert "its certificate is refused" in said
+    assert "is refused: its certificate is not the one that was agreed on for this export" in said
     untouched.check()
 
 

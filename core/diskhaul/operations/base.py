@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
@@ -135,8 +135,17 @@ class LockSet:
 
     def check(self) -> None:
         """Raise `LockLostError` unless every lock of this run is still held (asked of the lock service)."""
-        for _, held in self._held:
-            held.check()
+        self.checker()()
+
+    def checker(self) -> Callable[[], None]:
+        """`check` of the locks that are held now, for any thread, and also once they have been released."""
+        held = [lock for _, lock in self._held]
+
+        def check() -> None:
+            for lock in held:
+                lock.check()
+
+        return check
 
     def release(self) -> None:
         for entry in reversed(self._held.copy()):

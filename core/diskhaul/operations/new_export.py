@@ -8,7 +8,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from ..api import Buffer, DirectStoreFile, DiskRegion, ExportReader, ExportStore, ExportWriter, StoreFile
+from ..api import (
+    Buffer,
+    DirectStoreFile,
+    DiskRegion,
+    ExportReader,
+    ExportStore,
+    ExportWriter,
+    RetryingExportWriter,
+    StoreFile,
+)
 from ..errors import InvalidHookResultError
 from ..formats.chunk_table import effective_chunk_size
 from ..formats.codec import parse_compress
@@ -365,7 +374,7 @@ class NewExport:
             self._token.raise_if_cancelled()
             self._task.operation.locks.check()
             self._publishing = True
-            self._bounded_for_good("publish", lambda: self._writer.publish(content))
+            self._bounded_for_good("publish", lambda: self._make_visible(content))
             record: ExportRecord = self._bounded(
                 "read", lambda: self._task.at_target(_published_record, self._target.name, *self._named)
             )
@@ -375,6 +384,12 @@ class NewExport:
         except Exception as error:  # it stands, whatever the journal says
             self._state.incomplete.append(f"the journal still calls the new export unfinished: {error}; 'diskhaul recover'")
         return record
+
+    def _make_visible(self, manifest: bytes) -> None:
+        if isinstance(self._writer, RetryingExportWriter):
+            self._writer.publish_while(manifest, self._task.operation.locks.checker())
+        else:
+            self._writer.publish(manifest)
 
     def _manifest(self, records: tuple[DiskRecord, ...], disks: ExportDisks, others: dict[str, str]) -> Manifest:
         left_out: list[str] = []

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import diskhaul_native as native
 
-from ..api import DiskReader, DiskWriter, Extent, ExtentKind, FreeExtents
+from ..api import DigestingReader, DiskReader, DiskWriter, Extent, ExtentKind, FreeExtents
 from ..errors import DiskhaulError, StorageError
+from ..formats.chunk_table import DIGEST_LENGTH
 from ..options import DirectIO
 from .direct import DirectReads, direct_io_problem
 from .free_space import covered_bytes, overlay
@@ -80,6 +81,20 @@ class Source:
             raise StorageError(
                 f"{self.label}: short read at offset {offset}: {count} of {len(view)} bytes", path=self.label, offset=offset
             )
+
+    def range_digest(self, offset: int, length: int) -> bytes | None:
+        """BLAKE3 of a range where the reader finds it without handing out the bytes, else None."""
+        if not isinstance(self.reader, DigestingReader):
+            return None
+        try:
+            found = self.reader.range_digest(offset, length)
+        except DiskhaulError:
+            raise
+        except Exception as error:  # as in `fill`
+            raise self._failure("digest", offset, error) from error
+        if not isinstance(found, bytes) or len(found) != DIGEST_LENGTH:
+            raise StorageError(f"{self.label}: no digest came for offset {offset}", path=self.label, offset=offset)
+        return found
 
     def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
         """Read `length` bytes from `offset` on into the thread's buffer; the view is valid until that is used again.

@@ -53,7 +53,7 @@ class Target:
         self._direct = -1
         self._refused = False  # found out at a write: others may be in one, so the descriptor stays open
         self._writes_back = True
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
 
     def write(self, offset: int, buffer: Buffer, /) -> int:
         """Write `buffer`; return how many bytes were not left as holes."""
@@ -113,7 +113,8 @@ class Target:
         """The descriptor for direct writes, or -1 when there is none."""
         with self._lock:
             if self._failure is not None:
-                raise StorageError(f"{self.label}: an earlier write failed", path=self.label) from self._failure
+                reason = os.strerror(self._failure.errno or 0)
+                raise StorageError(f"{self.label}: an earlier write failed: {reason}", path=self.label) from self._failure
             if not self._looked:
                 self._looked = True
                 self._descriptor = descriptor_of(self._writer)

@@ -375,7 +375,7 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         self._descriptor = descriptor
         self._path = path
         self._end = end
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
         self._durable = durable
         self._lock = threading.Lock()
         self._users = 0
@@ -532,7 +532,8 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         """The descriptor, when it may still be used. Called with the lock."""
         if self._failure is not None:
             # The kernel forgets which pages were lost once it has told: a second fsync would report success.
-            raise StorageError(f"{self._path}: cannot {action}: an earlier write failed", path=self._path) from self._failure
+            reason = f"an earlier write failed: {os.strerror(self._failure.errno or 0)}"
+            raise StorageError(f"{self._path}: cannot {action}: {reason}", path=self._path) from self._failure
         if self._descriptor < 0:
             raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
         return self._descriptor
@@ -689,11 +690,17 @@ class DirectoryWriter(ExportWriter):
                 self._check_not_aborting()
             except OSError as error:
                 self._hide(error)
+                if error.errno == errno.ECANCELED:
+                    raise StorageError(f"{self.location}: not published: {error.strerror}", path=self.location) from error
                 raise storage_error("publish", self.location, error) from error
             self._close()
 
+    def give_up(self) -> None:
+        """Have a `publish` that is under way fail, unless it has succeeded; does not wait. `abort` or `leave` comes next."""
+        self._aborting = True
+
     def abort(self) -> None:
-        self._aborting = True  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
+        self.give_up()  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
         with self._lock:
             if not self._open:
                 return  # published, or aborted before

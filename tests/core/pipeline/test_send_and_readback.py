@@ -311,6 +311,69 @@ def test_every_damaged_chunk_is_found_at_its_own_offset(send: Send, compress: st
     assert sorted(finding.offset or 0 for finding in job.findings) == [chunk * CHUNK for chunk in (1, 5, 7, 9, 11)]
 
 
+class DigestingExport:
+    """An export whose data files are digested where they lie: nothing but the ends of the file is handed out."""
+
+    def __init__(self, export: ExportReader, digest: Callable[[bytes], object] = chunk_digest) -> None:
+        self.location, self._export, self._digest = export.location, export, digest
+        self.read_bytes = 0
+
+    def names(self) -> Sequence[str]:
+        return self._export.names()
+
+    def open(self, name: str, /) -> Any:
+        return _DigestedFile(self, self._export.open(name), self._digest)
+
+
+class _DigestedFile:
+    def __init__(self, export: DigestingExport, file: Any, digest: Callable[[bytes], object]) -> None:
+        self._export, self._file, self._digest, self.size = export, file, digest, file.size
+
+    def read_into(self, offset: int, buffer: memoryview, /) -> None:
+        self._file.read_into(offset, buffer)
+        self._export.read_bytes += len(buffer)
+
+    def range_digest(self, offset: int, length: int, /) -> Any:
+        found = bytearray(length)
+        self._file.read_into(offset, memoryview(found))
+        return self._digest(bytes(found))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("compress", CODECS)
+def test_what_is_digested_where_it_lies_is_checked_without_being_read(send: Send, compress: str) -> None:
+    content = random.Random(3).randbytes(20 * CHUNK + 5)
+    sent = send(MemoryDisk(content), compress)
+    there = DigestingExport(sent.reader)
+    sent.reader = there
+    job = sent.read_back(decode=False)
+    assert (job.error, job.findings, job.meter.done) == (None, [], len(content))
+    assert there.read_bytes < 2 * CHUNK, "the chunk table and the trailer"
+    for chunk in (0, 7, 20):
+        sent.flip(sent.job.table.stored_offsets()[chunk] + 4)
+    assert sorted(finding.offset or 0 for finding in sent.read_back(decode=False).findings) == [0, 7 * CHUNK, 20 * CHUNK]
+    before = there.read_bytes
+    assert len(sent.read_back(decode=True).findings) == 3
+    assert there.read_bytes - before > 18 * CHUNK, "what is to be decoded is read"
+
+
+@pytest.mark.parametrize("answer", [None, b"", bytes(16), bytearray(32), OSError(errno.EIO, "no")])
+@pytest.mark.parametrize("compress", ["none", "zstd:1"])
+def test_what_is_no_digest_is_not_taken_for_one(send: Send, compress: str, answer: Any) -> None:
+    sent = send(MemoryDisk(random.Random(3).randbytes(2 * CHUNK)), compress)
+
+    def digest(content: bytes) -> object:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    sent.reader = DigestingExport(sent.reader, digest)
+    assert len(sent.read_back(decode=False).findings) == 2
+    assert isinstance(sent.read_back(decode=False, stop_at_first=True).error, StorageError)
+
+
 @pytest.mark.parametrize("compress", CODECS)
 def test_a_restore_stops_at_damage_and_names_the_offset(send: Send, compress: str) -> None:
     sent = send(MemoryDisk(mixed(20 * CHUNK)), compress)

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from diskhaul.api import CloneStoreFile, DirectStoreFile, ExportReader, ExportStore, StoreFile, Transfer
+from diskhaul.api import (
+    CloneStoreFile,
+    DigestingReader,
+    DirectStoreFile,
+    ExportReader,
+    ExportStore,
+    StoreFile,
+    Transfer,
+)
 from diskhaul.errors import DiskhaulError, UnreachableNodeError
+from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.host import with_defaults
 from diskhaul.model import Node
 from diskhaul_native import aligned_buffer
@@ -21,6 +30,20 @@ OLD = "20260101T000000Z-0123abcd"
 NEW = "20260102T000000Z-00000001"
 MANIFEST = b'{"format": 1}'
 KIB = 1024
+
+
+def check_digests(export: ExportReader, name: str, content: bytes) -> None:
+    """Ask for digests of parts of a file, where it gives any: it need not."""
+    reader = export.open(name)
+    try:
+        if not isinstance(reader, DigestingReader):
+            return
+        for offset, length in ((0, 0), (0, 1), (0, len(content)), (4096, 8192), (4095, 5_000_000), (len(content) - 1, 1)):
+            assert reader.range_digest(offset, length) == chunk_digest(content[offset : offset + length])
+        with pytest.raises((DiskhaulError, OSError)):
+            reader.range_digest(len(content) - 1, 2)
+    finally:
+        reader.close()
 
 
 class TransferConformance:
@@ -209,6 +232,14 @@ class TransferConformance:
         assert list(export.names()) == ["disk-0.raw"]
         assert content(export, "disk-0.raw") == pattern(70_000)
         writer.publish(MANIFEST)
+
+    def test_digests_of_ranges_are_those_of_what_is_read(self, store: ExportStore) -> None:
+        whole = pattern(9_000_001)
+        writer = store.begin(INSTANCE, NEW)
+        put(writer.create("disk-0.raw.zst"), whole)
+        check_digests(writer.reader(), "disk-0.raw.zst", whole)
+        writer.publish(MANIFEST)
+        check_digests(store.open(INSTANCE, NEW), "disk-0.raw.zst", whole)
 
     def test_what_has_settled_is_what_was_appended(self, store: ExportStore) -> None:
         writer = store.begin(INSTANCE, NEW)

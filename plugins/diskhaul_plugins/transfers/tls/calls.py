@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 
 from diskhaul.api import Buffer
 
-from .connection import BrokenConnectionError, Connection, Dialler, failure
+from .connection import BrokenConnectionError, BusyError, Connection, Dialler, failure
 from .wire import Kind, WireError, dump, field, load
 
 T = TypeVar("T")
 Asked = Mapping[str, object]
 NOTHING: Asked = MappingProxyType({})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+
+
+def _nothing() -> None:
+    pass
 
 
 class Patience:
@@ -57,19 +61,27 @@ class Caller:
         self.dialler = dialler
 
     def call(self, name: str, asked: Asked = NOTHING, body: Buffer | None = None) -> Mapping[str, Any]:
-        """Ask once.
+        """Ask once, or while the receiver is busy.
 
         Raises:
-            UnreachableNodeError: nobody answers, or not the right one.
+            UnreachableNodeError: nobody answers, or not the right one; or the receiver stays busy.
             StorageError: the receiver could not do it, or would not.
         """
+        patience = Patience(self.dialler)
         with self._plainly():
-            return self.ask(name, asked, body)
+            while True:
+                try:
+                    return self.ask(name, asked, body)
+                except BusyError as error:
+                    patience.wait(error)
 
-    def call_until_answered(self, name: str, asked: Asked = NOTHING, body: Buffer | None = None) -> Mapping[str, Any]:
-        """Ask again while the connection breaks: for calls that may come twice."""
+    def call_until_answered(
+        self, name: str, asked: Asked = NOTHING, body: Buffer | None = None, *, check: Callable[[], object] = _nothing
+    ) -> Mapping[str, Any]:
+        """Ask again while the connection breaks: for calls that may come twice. What `check` raises before a try ends that."""
         patience = Patience(self.dialler)
         while True:
+            check()
             try:
                 return self.ask(name, asked, body)
             except BrokenConnectionError as error:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from diskhaul.api import ExportReader, ExportStore, ExportWriter, StoreReader
-from diskhaul.errors import StorageError
+from diskhaul.api import DigestingReader, ExportReader, ExportStore, RetryingExportWriter
+from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 
 from .calls import Caller, Patience
 from .client_stream import TlsFile
 from .connection import BrokenConnectionError, Connection, failure
 from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH
-from .wire import MAX_BODY, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
+from .wire import DIGEST_LENGTH, MAX_BODY, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
 
 
 class TlsStore(ExportStore):
@@ -58,15 +58,15 @@ class TlsStore(ExportStore):
         self._caller.call_until_answered("remove_partial", {"instance": instance, "export_id": export_id})
 
 
-class TlsWriter(ExportWriter):
-    """An export that is being sent. `create` may be called by several threads."""
+class TlsWriter(RetryingExportWriter):
+    """An export that is being sent. `create` may be called by several threads; `abort` ends a `publish` that is tried again."""
 
     def __init__(self, caller: Caller, instance: str, export_id: str, credentials: Mapping[str, str]) -> None:
         self._caller = caller
         self._named = {"instance": instance, "export_id": export_id}
         self._credentials = dict(credentials)
         self._files: list[TlsFile] = []
-        self._ended = False
+        self._ended = self._given_up = False
         self._lock = threading.Lock()
         answer = caller.call_until_answered("begin", self._named | self._credentials)
         self._location = caller.field(answer, "location", str)
@@ -87,6 +87,9 @@ class TlsWriter(ExportWriter):
         return TlsReader(self._caller, self._credentials)
 
     def publish(self, manifest: bytes, /) -> None:
+        self.publish_while(manifest, lambda: None)
+
+    def publish_while(self, manifest: bytes, check: Callable[[], object], /) -> None:
         if len(manifest) > MAX_BODY:
             raise StorageError(f"{self.location}: a manifest of {len(manifest)} bytes: more than {MAX_BODY}", path=self.location)
         with self._lock:
@@ -95,10 +98,31 @@ class TlsWriter(ExportWriter):
             unfinished = [file.name for file in self._files if not file.durable]
         if unfinished:
             raise StorageError(f"{self.location}: not published: {', '.join(unfinished)} not finished", path=self.location)
-        self._caller.call_until_answered("publish", self._named | self._credentials, manifest)
+
+        def check_all() -> None:
+            if self._given_up:
+                raise StorageError(f"{self.location}: not published: it was given up meanwhile", path=self.location)
+            check()
+
+        try:
+            self._caller.call_until_answered("publish", self._named | self._credentials, manifest, check=check_all)
+        except UnreachableNodeError:  # the receiver may have heard of it all the same
+            if not self._was_published():
+                raise
         self._ended = True
 
+    def _was_published(self) -> bool:
+        """Whether it is there. If not, and the receiver can say so, it never will be."""
+        try:
+            answer = self._caller.ask("abort", self._named | self._credentials)
+            published = field(answer, "published", bool)
+        except (BrokenConnectionError, WireError, DiskhaulError):
+            return False
+        self._ended = True
+        return bool(published)
+
     def abort(self) -> None:
+        self._given_up = True
         for file in self._files:
             file.close()
         if self._ended:
@@ -125,7 +149,7 @@ class TlsReader(ExportReader):
         return TlsFileReader(self._caller, self._asked | {"name": name}, f"{self._location}/{name}")
 
 
-class TlsFileReader(StoreReader):
+class TlsFileReader(DigestingReader):
     """A file that is read through the receiver; over another connection when one breaks. Thread-safe: one read at a time."""
 
     def __init__(self, caller: Caller, asked: Mapping[str, str], place: str) -> None:
@@ -147,6 +171,12 @@ class TlsFileReader(StoreReader):
             for begin in range(0, len(view), MAX_DATA):
                 piece = view[begin : begin + MAX_DATA]
                 self._patiently(partial(self._read, offset + begin, piece))
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        digest = bytearray(DIGEST_LENGTH)
+        with self._lock:
+            self._patiently(partial(self._ask, Kind.DIGEST, offset, length, Kind.DIGESTED, memoryview(digest)))
+        return bytes(digest)
 
     def close(self) -> None:
         with self._lock:
@@ -170,20 +200,26 @@ class TlsFileReader(StoreReader):
                 raise
 
     def _read(self, offset: int, view: memoryview) -> None:
+        self._ask(Kind.READ, offset, len(view), Kind.BYTES, view)
+
+    def _ask(self, what: Kind, offset: int, length: int, expected: Kind, answer: memoryview) -> None:
+        """Ask `what` of a range; fill `answer` with what comes."""
         if self._closed:
             raise StorageError(f"{self._place}: is closed", path=self._place)
-        if offset + len(view) > self._size:
+        if offset + length > self._size:
             raise StorageError(f"{self._place}: ends at {self._size}", path=self._place, offset=offset)
         connection = self._connect()
-        connection.send(Kind.READ, READ_FIELDS.pack(offset, len(view)))
-        kind, length = connection.receive_head(Kind.BYTES, Kind.REFUSED)
+        connection.send(what, READ_FIELDS.pack(offset, length))
+        kind = Kind.WORKING
+        while kind is Kind.WORKING:
+            kind, count = connection.receive_head(expected, Kind.REFUSED, Kind.WORKING)
         if kind is Kind.REFUSED:
-            content = bytearray(length)
+            content = bytearray(count)
             connection.receive_into(memoryview(content))
             raise failure(self._dialler, load(content))
-        if length != len(view):
-            raise WireError(f"{length} bytes came instead of {len(view)}")
-        connection.receive_into(view)
+        if count != len(answer):
+            raise WireError(f"{count} bytes came instead of {len(answer)}")
+        connection.receive_into(answer)
 
     def _connect(self) -> Connection:
         if self._connection is None:

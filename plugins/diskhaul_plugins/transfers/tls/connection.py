@@ -6,7 +6,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diskhaul.api import Buffer
@@ -14,13 +14,20 @@ from diskhaul.errors import OperationFailedError, StorageError, UnreachableNodeE
 from diskhaul.model import Node
 from diskhaul.names import escape
 
-from .identities import RECEIVERS, Identity, WrongPeerError, peer_of
+from .identities import RECEIVERS, Identity, WrongPeerError, certificate_problem, peer_of
 from .settings import Address, Settings
 from .wire import HEAD, PROTOCOL, VERSION, Kind, WireError, dump, field, head, load, parse_head
+
+_CHECK_S = 0.25  # between two looks at whether it is worth waiting
+_LINGER_S = 1.0
 
 
 class BrokenConnectionError(Exception):
     """The other end is gone, or silent: worth another connection."""
+
+
+class BusyError(BrokenConnectionError):
+    """The receiver has no room now: worth another connection a while later."""
 
 
 class AlertError(BrokenConnectionError):
@@ -32,6 +39,7 @@ class Connection:
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._tls = tls
+        self._timeout_s = tls.gettimeout()
         self._head = bytearray(HEAD.size)
 
     def fileno(self) -> int:
@@ -51,6 +59,7 @@ class Connection:
 
     def set_timeout(self, timeout_s: float) -> None:
         """How long the other end may neither send nor take anything."""
+        self._timeout_s = timeout_s
         self._tls.settimeout(timeout_s)
 
     def send(self, kind: Kind, *parts: Buffer) -> None:
@@ -88,12 +97,49 @@ class Connection:
         received, length = 0, len(view)
         try:
             while received < length:
-                count = self._tls.recv_into(view[received:])
-                if not count:
-                    raise BrokenConnectionError("the other end closed the connection")
-                received += count
+                received += self._received(view[received:])
         except (OSError, ValueError) as error:
             raise _broken(error) from error
+
+    def receive_into_unless(self, view: memoryview, check: Callable[[], object]) -> None:
+        """`receive_into`, which while nothing comes calls `check` again and again: that may raise."""
+        received, length, heard = 0, len(view), time.monotonic()
+        try:
+            self._tls.settimeout(_CHECK_S if self._timeout_s is None else min(_CHECK_S, self._timeout_s))
+            while received < length:
+                try:
+                    received += self._received(view[received:])
+                    heard = time.monotonic()
+                except TimeoutError:
+                    check()
+                    if self._timeout_s is not None and time.monotonic() >= heard + self._timeout_s:
+                        raise
+        except (OSError, ValueError) as error:
+            raise _broken(error) from error
+        finally:
+            self._tls.settimeout(self._timeout_s)
+
+    def _received(self, view: memoryview) -> int:
+        count = self._tls.recv_into(view)
+        if not count:
+            raise BrokenConnectionError("the other end closed the connection")
+        return count
+
+    def discard(self, kind: Kind, length: int) -> None:
+        """Receive the next frame, of this kind and length, and keep nothing of it.
+
+        Raises:
+            WireError: it is another.
+        """
+        self.receive_head_of(kind, length)
+        buffer = memoryview(bytearray(min(length, 65536)))
+        for left in range(length, 0, -65536):
+            self.receive_into(buffer[: min(left, 65536)])
+
+    def receive_head_of(self, kind: Kind, length: int) -> None:
+        """Receive the head of a frame that has been announced."""
+        if self.receive_head(kind)[1] != length:
+            raise WireError(f"{kind.name} of another length than the {length} bytes that were announced")
 
     def receive(self, *expected: Kind) -> tuple[Kind, bytearray]:
         """The next frame, whole."""
@@ -112,6 +158,18 @@ class Connection:
             self._tls.shutdown(socket.SHUT_RDWR)
         except (OSError, ValueError):
             pass  # it is broken already
+
+    def linger(self) -> None:
+        """Let the other end read what was sent last: what is closed with something unread may lose that. `close` comes next."""
+        deadline = time.monotonic() + _LINGER_S
+        try:
+            socket.socket.shutdown(self._tls, socket.SHUT_WR)  # that of an SSLSocket would forget its keys for receiving, too
+            while (left_s := deadline - time.monotonic()) > 0:
+                self._tls.settimeout(left_s)
+                if not socket.socket.recv(self._tls, 65536):
+                    return
+        except (OSError, ValueError):
+            pass  # it is gone, or has had its time
 
     def close(self) -> None:
         self._tls.close()
@@ -153,14 +211,15 @@ class Dialler:
         """A connection for `purpose` that the receiver has accepted, and what it said when it did.
 
         Raises:
-            BrokenConnectionError: there is none now, and there may be one later.
+            BrokenConnectionError: there is none now, and there may be one later; `BusyError` where the receiver says so.
             UnreachableNodeError: whoever answers is not the node's receiver, or does not know us.
             StorageError: the receiver refuses what is asked for.
         """
         try:
             connection = Connection(self._connected())
         except ssl.SSLCertVerificationError as error:
-            raise self.unreachable(f"its certificate is refused: {error.verify_message or error.reason}") from error
+            why = certificate_problem(error, self.node.name, self._identity.authority)
+            raise self.unreachable(f"is refused: {why}") from error
         except WrongPeerError as error:
             raise self.unreachable(f"is refused: {error}") from error
         except (OSError, UnicodeError) as error:
@@ -181,7 +240,8 @@ class Dialler:
             connection.set_timeout(self.settings.silence_s)
         except (WireError, AlertError) as error:
             connection.close()
-            raise self.unreachable(f"refuses this node: {error}" if isinstance(error, AlertError) else error) from error
+            alert = f"refuses this node: {error}: its log says why; 'diskhaul certs show' here may, too"
+            raise self.unreachable(alert if isinstance(error, AlertError) else error) from error
         except BaseException:
             connection.close()
             raise
@@ -210,9 +270,11 @@ class Dialler:
         return UnreachableNodeError(self.node.name, f"{self.label}: {why}")
 
 
-def failure(dialler: Dialler, answer: Mapping[str, Any]) -> OperationFailedError:
+def failure(dialler: Dialler, answer: Mapping[str, Any]) -> OperationFailedError | BusyError:
     """The error that a receiver told of."""
     message = "\n".join(escape(line[:2000]) for line in field(answer, "message", str).splitlines()[:20])
+    if answer.get("busy") is True:
+        return BusyError(message)
     if answer.get("unreachable") is True:
         return dialler.unreachable(message)
     return StorageError(f"{dialler.label}: {message}", path=dialler.node.name)

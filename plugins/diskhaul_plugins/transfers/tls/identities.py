@@ -60,6 +60,35 @@ def peer_of(connection: ssl.SSLSocket, *, cluster: str, roles: Collection[str]) 
     return peer
 
 
+# Which check failed, by OpenSSL's number (X509_V_ERR_..., of <openssl/x509_vfy.h>), and what helps.
+_NOT_YET_VALID, _EXPIRED, _PURPOSE, _NAMES = 9, 10, 26, (62, 63, 64)
+_AUTHORITIES = (2, 7, 18, 19, 20, 21, 27)  # no issuer, a wrong signature, or an authority that is not among ours
+
+
+def certificate_problem(error: ssl.SSLCertVerificationError, name: str, authority: Path) -> str:
+    """Which check a certificate did not stand, and what to do, in one line.
+
+    Args:
+        name: whose certificate it should have been, or "" where anybody's would do.
+        authority: the file with those that are trusted here.
+    """
+    own = f"{name or 'NAME'}{SUFFIX}"
+    said = " ".join(error.verify_message.split()).rstrip(".")
+    if error.verify_code in _NAMES:
+        problem = f"is not for the name {name}: 'diskhaul certs node {name}' makes its {own}; or the address is another node's"
+    elif error.verify_code in _AUTHORITIES:
+        problem = f"is of no authority in {authority}: copy there the {AUTHORITY} of the authority that made both certificates"
+    elif error.verify_code == _EXPIRED:
+        problem = f"has expired: 'diskhaul certs renew' makes a new {own} (and see that the clocks are right)"
+    elif error.verify_code == _NOT_YET_VALID:
+        problem = "is not valid yet: see that the clocks of both machines are right"
+    elif error.verify_code == _PURPOSE:
+        problem = f"is not for this use: 'diskhaul certs node {name or 'NAME'}' makes one that is good for sending and receiving"
+    else:
+        problem = "is not valid: see 'diskhaul certs show' there"
+    return f"its certificate {problem} ({said})"
+
+
 class _ClosedWhenStillborn(ssl.SSLSocket):
     """Closes itself when making it fails because the connection has been reset: nobody else has it then."""
 
@@ -90,6 +119,11 @@ class Identity:
         self._lock = threading.Lock()
         if problems := self.problems():
             raise ConfigurationError(problems)
+
+    @property
+    def authority(self) -> Path:
+        """The file with the authorities that are trusted."""
+        return self._authority
 
     def problems(self) -> list[str]:
         """Why the files cannot be used, one line each."""

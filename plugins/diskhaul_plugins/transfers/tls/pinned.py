@@ -11,12 +11,20 @@ import hmac
 import os
 import ssl
 import threading
+from pathlib import Path
 
 from diskhaul.errors import ConfigurationError
 
-from .identities import Identity
+from .identities import Identity, WrongPeerError
 
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which ssl.VerifyFlags has no name
+
+_ANOTHER = "its certificate is not the one that was agreed on for this export"
+# By OpenSSL's number (X509_V_ERR_..., of <openssl/x509_vfy.h>).
+_PROBLEMS = {
+    9: "its certificate is not valid yet: see that the clocks of both clusters are right",
+    10: "its certificate has expired: prepare the export anew",
+}
 
 
 class PinnedIdentity(Identity):
@@ -34,6 +42,11 @@ class PinnedIdentity(Identity):
         self._making = threading.Lock()
         for server in (False, True):
             self.context(server=server)
+
+    @property
+    def authority(self) -> Path:
+        """There is none."""
+        return Path("/nonexistent")
 
     def problems(self) -> list[str]:
         return []
@@ -89,11 +102,15 @@ def _pinning(der: bytes) -> type[ssl.SSLSocket]:
         """Takes no other end than the one with this certificate."""
 
         def do_handshake(self, block: bool = False) -> None:
-            super().do_handshake(block)
-            if not hmac.compare_digest(self.getpeercert(binary_form=True) or b"", der):
-                error = ssl.SSLCertVerificationError("not the certificate that was agreed on")
-                error.verify_message, error.verify_code = "not the certificate that was agreed on", 0
-                raise error
+            try:
+                super().do_handshake(block)
+                shown = self.getpeercert(binary_form=True) or b""
+            except ssl.SSLCertVerificationError as error:
+                self.close()
+                raise WrongPeerError(_PROBLEMS.get(error.verify_code, _ANOTHER)) from error
+            if not hmac.compare_digest(shown, der):
+                self.close()
+                raise WrongPeerError(_ANOTHER)
 
         def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
             try:

@@ -27,7 +27,7 @@ from diskhaul.names import escape
 from ..directory import DirectoryStore
 from .authorization import Authorization
 from .connection import BrokenConnectionError, Connection, reason_of
-from .identities import SENDERS, Identity, Peer, WrongPeerError, peer_of
+from .identities import SENDERS, Identity, Peer, WrongPeerError, certificate_problem, peer_of
 from .service import Service
 from .sessions import Sessions
 from .settings import Address, Settings
@@ -68,7 +68,7 @@ class TlsReceiver(Receiver):
         self._cluster, self._identity, self._settings = cluster, identity, settings
         self._tell = log
         identity.context(server=True)
-        self._sessions = Sessions(store, state_dir / f"receiver-{node.name}", settings.max_sessions)
+        self._sessions = Sessions(store, state_dir / f"receiver-{node.name}", settings, self._log)
         authorization = Authorization(master, inventory)
         self._service = Service(node, cluster, store, self._sessions, authorization, settings, self._log)
         self._pending: dict[socket.socket, float] = {}  # by age: when the handshake has to be over; a dict keeps its order
@@ -115,18 +115,16 @@ class TlsReceiver(Receiver):
     # --- connections that are not authenticated ---------------------------------------------------------------------
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
-        deadline = next(iter(self._pending.values()), None)
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        oldest = self._oldest()
+        timeout = None if oldest is None else max(0.0, oldest[1] - time.monotonic())
         for key, _ in selector.select(timeout):
             if key.fileobj is self._listener:
                 self._accept(selector)
             elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pending:
                 self._greet(selector, key.fileobj)
         now = time.monotonic()
-        for connection, deadline in list(self._pending.items()):
-            if deadline > now:
-                break
-            self._drop(selector, connection, "no handshake in time")
+        while (oldest := self._oldest()) is not None and oldest[1] <= now:
+            self._drop(selector, oldest[0], "no handshake in time")
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         try:
@@ -139,16 +137,24 @@ class TlsReceiver(Receiver):
         with self._lock:
             self._pending[connection] = time.monotonic() + self._settings.handshake_timeout_s
         selector.register(connection, selectors.EVENT_READ)
-        if len(self._pending) > self._settings.max_pending:
-            self._drop(selector, next(iter(self._pending)), "made room for newer ones")
+        if len(self._pending) > self._settings.max_pending and (oldest := self._oldest()) is not None:
+            self._drop(selector, oldest[0], "made room for newer ones")
 
     def _make_room(self, selector: selectors.BaseSelector, error: OSError) -> None:
         self._log(f"a connection could not be accepted: {error.strerror}")
-        oldest = next(iter(self._pending), None)
+        oldest = self._oldest()
         if oldest is not None:
-            self._drop(selector, oldest, "made room for newer ones")
+            self._drop(selector, oldest[0], "made room for newer ones")
         else:
             time.sleep(_PAUSE_S)  # all descriptors are in use by what is being received
+
+    def _oldest(self) -> tuple[socket.socket, float] | None:
+        """The connection that has not been authenticated for longest, and when its handshake has to be over.
+
+        Threads of connections that have been authenticated take theirs out at any time.
+        """
+        with self._lock:
+            return next(iter(self._pending.items()), None)
 
     def _drop(self, selector: selectors.BaseSelector, connection: socket.socket, why: str) -> None:
         """End a connection that is not authenticated. One that has a thread is closed by that."""
@@ -188,7 +194,7 @@ class TlsReceiver(Receiver):
                 if refusal:
                     self._log(f"{source}: {peer}: refused: {refusal}")
                     connection.receive(Kind.HELLO)  # first: what is closed with something unread may lose what was sent
-                    connection.send_document(Kind.REFUSED, {"message": refusal})
+                    connection.send_document(Kind.REFUSED, {"message": refusal, "busy": True})
                 else:
                     self._service.serve(connection, peer)
             except (BrokenConnectionError, WireError):
@@ -196,7 +202,7 @@ class TlsReceiver(Receiver):
         except (WrongPeerError, ConfigurationError) as error:
             self._log(f"{source}: refused: {error}")
         except (OSError, ValueError) as error:
-            self._log(f"{source}: refused: {_handshake_problem(error)}")
+            self._log(f"{source}: refused: {_handshake_problem(error, self._identity.authority)}")
         except Exception as error:
             self._log(f"{source}: unexpected: {type(error).__name__}: {error}")
         finally:
@@ -242,7 +248,7 @@ class TlsReceiver(Receiver):
         """Count the connection as its peer's; return why not, or ""."""
         with self._lock:
             if self._pending.pop(plain, None) is None or self._closing:
-                return "this receiver has too many connections"
+                return "this receiver is being stopped" if self._closing else "this receiver has too many connections"
             counted = Counter(other.name for other in self._established.values())
             if len(self._established) >= self._settings.max_connections:
                 return f"this receiver has {len(self._established)} connections already"
@@ -309,9 +315,9 @@ def _linger(connection: socket.socket) -> None:
         pass  # it is gone, or has had its time
 
 
-def _handshake_problem(error: Exception) -> str:
+def _handshake_problem(error: Exception, authority: Path) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate: {error.verify_message}"
+        return certificate_problem(error, "", authority)
     if isinstance(error, TimeoutError):
         return "no handshake in time"
     return f"no TLS 1.3 handshake: {reason_of(error)}"

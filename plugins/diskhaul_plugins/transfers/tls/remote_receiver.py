@@ -111,7 +111,10 @@ class RemoteService(Service):
 
     def _abort(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         answer = super()._abort(peer, asked, body)
-        self.stage = "given up"
+        if answer["published"] is not True:  # else the answer to the call that published it was lost
+            self.stage = "given up"
+        elif self.stage == "receiving":
+            self.stage = "published"
         return answer
 
     def _remove(self, peer: Peer, asked: Document, body: bytearray) -> Document:

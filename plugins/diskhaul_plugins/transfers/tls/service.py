@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,12 +14,14 @@ from diskhaul.api import ExportReader
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.model import Node
 
+from ...storages.raw import RawReader
 from ..directory import MANIFEST, DirectoryReader, DirectoryStore
 from .authorization import Authorization, ForbiddenError
 from .connection import Connection
 from .identities import Peer
+from .range_digests import RangeDigests
 from .received_file import ReceivedFile
-from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH, TOKEN_LENGTH, NoSessionError, Session, Sessions
+from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH, TOKEN_LENGTH, BusyReceiverError, NoSessionError, Session, Sessions
 from .settings import Settings
 from .wire import MAX_BODY, MAX_DATA, PROTOCOL, READ_FIELDS, VERSION, Kind, WireError, binary_field, field
 
@@ -27,6 +30,7 @@ _FRAMES_AHEAD = 3  # of a stream: received while earlier ones are written; each 
 _SIGN_OF_LIFE_S = 2.0  # at the most
 T = TypeVar("T")
 Document = Mapping[str, Any]
+_Call = Callable[[Peer, Document, bytearray], Document]
 
 
 class Service:
@@ -49,7 +53,7 @@ class Service:
     ) -> None:
         self._node, self._cluster, self._store = node, cluster, store
         self._sessions, self._authorization, self._settings, self._log = sessions, authorization, settings, log
-        self._calls: Mapping[str, Callable[[Peer, Document, bytearray], Document]] = {
+        self._calls: Mapping[str, _Call] = {
             "identity": self._identity,
             "free_bytes": self._free_bytes,
             "check": self._check,
@@ -87,6 +91,7 @@ class Service:
         except (WireError, ForbiddenError, DiskhaulError, OSError) as error:
             self._log(f"{peer}: refused: {error}")
             connection.send_document(Kind.REFUSED, _told(error))
+            connection.linger()
 
     def _greeted(self, hello: Document) -> str:
         if (hello.get("protocol"), hello.get("version")) != (PROTOCOL, VERSION):
@@ -103,24 +108,48 @@ class Service:
     def _serve_calls(self, connection: Connection, peer: Peer, sign_of_life_s: float) -> None:
         while True:
             _, document = connection.receive_document(Kind.CALL)
-            body = bytearray()
-            if "body" in document:
-                if not 0 <= field(document, "body", int) <= MAX_BODY:
-                    raise WireError(f"a body of more than {MAX_BODY} bytes")
-                _, body = connection.receive(Kind.BODY)
             call = self._calls.get(field(document, "call", str))
             if call is None:
                 raise WireError("there is no such call")
             try:
-                with ThreadPoolExecutor(1, "diskhaul-tls-call") as pool:
-                    answer = {"ok": True} | dict(
-                        _while_working(connection, pool.submit(call, peer, document, body), sign_of_life_s)
-                    )
+                answer = {"ok": True} | dict(self._done(connection, peer, document, call, sign_of_life_s))
             except (ForbiddenError, DiskhaulError, OSError) as error:
                 if not isinstance(error, NoSessionError):
                     self._log(f"{peer}: {document['call']}: {error}")
                 answer = {"ok": False} | dict(_told(error))
             connection.send_document(Kind.RESULT, answer)
+
+    def _done(self, connection: Connection, peer: Peer, document: Document, call: _Call, sign_of_life_s: float) -> Document:
+        with ThreadPoolExecutor(1, "diskhaul-tls-call") as pool:
+            body = bytearray()
+            if "body" in document:
+                check = pool.submit(self._check_publisher, peer, document)
+                body = self._body(connection, document, lambda: _while_working(connection, check, sign_of_life_s))
+            return _while_working(connection, pool.submit(call, peer, document, body), sign_of_life_s)
+
+    def _body(self, connection: Connection, document: Document, check: Callable[[], object]) -> bytearray:
+        """What comes with a call; nothing of it is kept when `check` raises."""
+        length = field(document, "body", int)
+        if document["call"] != "publish" or not 0 <= length <= MAX_BODY:
+            raise WireError(f"{document['call']} with a body of {length} bytes")
+        try:
+            check()
+        except (ForbiddenError, DiskhaulError, OSError):
+            connection.discard(Kind.BODY, length)
+            raise
+        connection.receive_head_of(Kind.BODY, length)
+        body = bytearray(length)
+        connection.receive_into(memoryview(body))
+        return body
+
+    def _check_publisher(self, peer: Peer, asked: Document) -> None:
+        instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
+        try:
+            session = self._session(peer, asked)
+        except NoSessionError:
+            return  # it may have been published: the manifest will tell
+        if (session.instance, session.export_id) != (instance, export_id):
+            raise StorageError("this session is of another export", path=instance)
 
     def _identity(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         return {"identity": self._store().identity}
@@ -130,12 +159,11 @@ class Service:
 
     def _check(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         instance, for_writing = field(asked, "instance", str), field(asked, "for_writing", bool)
-        problems = list(self._store().check(instance, for_writing=for_writing))
         try:
             self._authorization.check(peer, instance, writing=for_writing)
         except ForbiddenError as error:
-            problems.append(str(error))
-        return {"problems": problems}
+            return {"problems": [str(error)]}  # and nothing of what lies here
+        return {"problems": list(self._store().check(instance, for_writing=for_writing))}
 
     def _instances(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         return {"names": self._authorization.readable(peer, self._store().instances())}
@@ -147,8 +175,8 @@ class Service:
         return {"names": list(self._store().partials(self._instance(peer, asked, writing=False)))}
 
     def _names(self, peer: Peer, asked: Document, body: bytearray) -> Document:
-        reader = self._reader(peer, asked)
-        return {"location": reader.location, "names": list(reader.names())}
+        with self._reader(peer, asked) as reader:
+            return {"location": reader.location, "names": list(reader.names())}
 
     def _remove(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         self._store().remove(self._instance(peer, asked, writing=True), field(asked, "export_id", str))
@@ -191,24 +219,27 @@ class Service:
     def _abort(self, peer: Peer, asked: Document, body: bytearray) -> Document:
         instance, export_id = self._instance(peer, asked, writing=True), field(asked, "export_id", str)
         try:
-            self._sessions.abort(self._session(peer, asked))
+            published = self._sessions.abort(self._session(peer, asked))
         except NoSessionError:
-            self._sessions.drop(instance, export_id)
+            # The answer to an earlier call may have been lost, of a publish or an abort.
+            self._sessions.forget(_credentials(asked)[0], instance, export_id)
             self._store().remove_partial(instance, export_id)
-        return {}
+            published = export_id in self._store().exports(instance)
+        return {"published": published}
 
     # --- a file's stream --------------------------------------------------------------------------------------------
 
     def _serve_stream(self, connection: Connection, peer: Peer, hello: Document) -> None:
         token, magic = binary_field(hello, "token", TOKEN_LENGTH), binary_field(hello, "magic", MAGIC_LENGTH)
-        file, round_ = self._sessions.redeem(peer, token, magic)
-        file.join(connection, round_)
-        try:
-            connection.send_document(Kind.READY, {"due": file.progress.due})
-            with ThreadPoolExecutor(1, "diskhaul-tls-writer") as writer:
-                self._receive_frames(connection, file, round_, writer, _sign_of_life_s(hello))
-        finally:
-            file.leave(connection)
+        session, file, round_ = self._sessions.redeem(peer, token, magic)
+        with self._sessions.used(session):
+            file.join(connection, round_)
+            try:
+                connection.send_document(Kind.READY, {"due": file.progress.due})
+                with ThreadPoolExecutor(1, "diskhaul-tls-writer") as writer:
+                    self._receive_frames(connection, file, round_, writer, _sign_of_life_s(hello))
+            finally:
+                file.leave(connection)
 
     def _receive_frames(
         self, connection: Connection, file: ReceivedFile, round_: int, writer: ThreadPoolExecutor, sign_of_life_s: float
@@ -216,6 +247,12 @@ class Service:
         """Receive frames while `writer` checks and writes those before them; acknowledge what has been written."""
         buffers = deque(memoryview(bytearray(0)) for _ in range(_FRAMES_AHEAD))
         working: deque[tuple[Kind, Future[bytes]]] = deque()
+
+        def stop_when_one_failed() -> None:
+            for _, written in working:
+                if written.done():
+                    written.result()
+
         while True:
             # When there is nothing to receive, the sender may be waiting for the answer to what it has sent.
             while working and (working[0][1].done() or len(working) == _FRAMES_AHEAD or not connection.readable()):
@@ -226,7 +263,7 @@ class Service:
             buffer = buffers.popleft()
             if length > len(buffer):
                 buffer = memoryview(bytearray(length))
-            connection.receive_into(buffer[:length])
+            connection.receive_into_unless(buffer[:length], stop_when_one_failed)
             take = partial(file.take, round_, kind, buffer[:length], timeout_s=self._settings.idle_timeout_s)
             working.append((kind, writer.submit(take)))
             buffers.append(buffer)
@@ -234,29 +271,38 @@ class Service:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _serve_reading(self, connection: Connection, peer: Peer, hello: Document) -> None:
-        file = self._reader(peer, hello).open(field(hello, "name", str))
-        try:
+        with self._reader(peer, hello) as reader, closing(reader.open(field(hello, "name", str))) as file:
             status = os.fstat(file.fileno())
             connection.send_document(Kind.READY, {"size": file.size, "file": f"{status.st_dev}:{status.st_ino}"})
-            buffer = memoryview(bytearray(0))
+            self._answer_reads(connection, file, _sign_of_life_s(hello))
+
+    def _answer_reads(self, connection: Connection, file: RawReader, sign_of_life_s: float) -> None:
+        buffer = memoryview(bytearray(0))
+        with closing(RangeDigests(file)) as digests, ThreadPoolExecutor(1, "diskhaul-tls-digest") as pool:
             while True:
-                _, fields = connection.receive(Kind.READ)
+                kind, fields = connection.receive(Kind.READ, Kind.DIGEST)
                 offset, length = READ_FIELDS.unpack(fields)
-                if length > MAX_DATA or offset + length > file.size:
+                if (kind is Kind.READ and length > MAX_DATA) or offset + length > file.size:
                     raise WireError(f"{length} bytes at {offset} cannot be read of a file of {file.size}")
+                if kind is Kind.DIGEST:
+                    digest = _while_working(connection, pool.submit(digests.digest, offset, length), sign_of_life_s)
+                    connection.send(Kind.DIGESTED, digest)
+                    continue
                 if length > len(buffer):
                     buffer = memoryview(bytearray(length))
                 file.read_into(offset, buffer[:length])
                 connection.send(Kind.BYTES, buffer[:length])
-        finally:
-            file.close()
 
-    def _reader(self, peer: Peer, asked: Document) -> DirectoryReader:
+    @contextmanager
+    def _reader(self, peer: Peer, asked: Document) -> Iterator[DirectoryReader]:
         """An export that is published, or with a session's id one that is being received."""
         if "session" in asked:
-            return self._session(peer, asked).writer.reader()
-        instance = self._instance(peer, asked, writing=False)
-        return self._store().open(instance, field(asked, "export_id", str))
+            session = self._session(peer, asked)
+            with self._sessions.used(session):
+                yield session.writer.reader()
+        else:
+            instance = self._instance(peer, asked, writing=False)
+            yield self._store().open(instance, field(asked, "export_id", str))
 
     # --- what calls have in common ----------------------------------------------------------------------------------
 
@@ -312,6 +358,8 @@ def _told(error: Exception) -> Document:
     answer: dict[str, Any] = {"message": str(error)[:4000]}
     if isinstance(error, UnreachableNodeError):
         answer["unreachable"] = True
+    if isinstance(error, BusyReceiverError):
+        answer["busy"] = True
     if isinstance(error, NoSessionError):
         answer["no_session"] = True
     return answer

@@ -35,6 +35,7 @@ class Settings:
         max_per_peer: receiver: of one node.
         max_pending: receiver: connections that are not authenticated yet; the oldest makes room for a new one.
         max_sessions: receiver: exports being received at a time.
+        session_timeout_s: receiver: how long nobody may ask for an export that is being received; then its sender counts as dead.
     """
 
     certificates: Path = Path("certs")
@@ -50,6 +51,7 @@ class Settings:
     max_per_peer: int = 64
     max_pending: int = 128
     max_sessions: int = 256
+    session_timeout_s: float = 86400.0
 
 
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -64,6 +66,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "max_per_peer": (1, 10000),
     "max_pending": (1, 10000),
     "max_sessions": (1, 100000),
+    "session_timeout_s": (0.01, 31536000),
 }
 
 

@@ -56,13 +56,15 @@ class Kind(IntEnum):
     WORKING = 15
     READ = 13
     BYTES = 14
+    DIGEST = 16
+    DIGESTED = 17
 
 
 DATA_FIELDS = struct.Struct("!QQ32s")  # number, offset, digest of the bytes that follow
 SIZE_FIELDS = struct.Struct("!QQ")  # number, the file's size from here on
 TRAILER_FIELDS = struct.Struct("!QQ32s")  # number, bytes in all DATA frames, chain
 ACKNOWLEDGED_FIELDS = struct.Struct("!Q")  # every frame below this number has been written
-READ_FIELDS = struct.Struct("!QI")  # offset, length
+READ_FIELDS = struct.Struct("!QI")  # offset, length; also those of DIGEST
 _LIMITS: Mapping[Kind, int] = {
     Kind.HELLO: 16 << 10,
     Kind.READY: 16 << 10,
@@ -78,6 +80,8 @@ _LIMITS: Mapping[Kind, int] = {
     Kind.WORKING: 0,
     Kind.READ: READ_FIELDS.size,
     Kind.BYTES: MAX_DATA,
+    Kind.DIGEST: READ_FIELDS.size,
+    Kind.DIGESTED: DIGEST_LENGTH,
 }
 
 

@@ -1,0 +1,62 @@
+"""Digests of ranges of a stored file, found where it lies: read past the page cache where the file takes that."""
+
+from __future__ import annotations
+
+import os
+
+from blake3 import blake3
+
+import diskhaul_native as native
+
+from ...storages.raw import RawReader
+
+_PIECE = 4 << 20  # bytes that are read at a time
+
+
+class RangeDigests:
+    """Digests ranges of `file`, which stays the caller's. One thread at a time."""
+
+    def __init__(self, file: RawReader) -> None:
+        self._file = file
+        self._buffer = memoryview(b"")
+        self._direct, self._alignment = -1, 0
+        try:
+            self._alignment = native.direct_alignment(file.fileno())
+            if self._alignment and _PIECE % self._alignment == 0:
+                self._direct = native.open_direct(file.fileno())
+        except OSError:
+            pass  # then through the page cache
+
+    def digest(self, offset: int, length: int) -> bytes:
+        """BLAKE3 (32 bytes) of `length` bytes from `offset` on.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        if not self._buffer:
+            self._buffer = native.aligned_buffer(_PIECE)
+        hasher, end = blake3(), offset + length
+        while offset < end:
+            begin = offset - offset % self._alignment if self._direct >= 0 else offset
+            piece = self._buffer[: min(_PIECE, end - begin)]
+            self._fill(begin, piece)
+            hasher.update(piece[offset - begin :])
+            offset = begin + len(piece)
+        return hasher.digest()
+
+    def _fill(self, begin: int, piece: memoryview) -> None:
+        """Read the whole of `piece`: its whole blocks directly, the rest through the page cache."""
+        whole = len(piece) - len(piece) % self._alignment if self._direct >= 0 else 0
+        if whole:
+            try:
+                native.read_direct(self._direct, piece[:whole], begin, whole)
+            except OSError:
+                self.close()  # the page cache tells what is wrong with it, if something is
+                whole = 0
+        if whole < len(piece):
+            self._file.read_into(begin + whole, piece[whole:])
+
+    def close(self) -> None:
+        direct, self._direct = self._direct, -1
+        if direct >= 0:
+            os.close(direct)
