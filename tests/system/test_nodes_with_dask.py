@@ -38,8 +38,8 @@ SLOW = ("--bwlimit", "1M", "--chunk-size", "256K", "--compress", "none")
 class Nodes:
     """Namespaces on a bridge, the scheduler in that of alpha, and in each what ``diskhaul node serve`` runs."""
 
-    def __init__(self, lab: Lab, stack: ExitStack) -> None:
-        self.lab, self._stack = lab, stack
+    def __init__(self, lab: Lab, stack: ExitStack, **tls: Any) -> None:
+        self.lab, self._stack, self._tls = lab, stack, tls
         self.tag = f"dh{os.getpid() % 10000}"
         self.subnet = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
         self.lines: dict[str, list[str]] = {}
@@ -88,7 +88,7 @@ class Nodes:
                 "shared_state_dir": True,
                 "node_timeout_s": 3,
             },
-            "tls": {"certificates": str(own)},
+            "tls": {"certificates": str(own)} | self._tls,
         }
         for number, other in enumerate(SERVED, 1):
             document["nodes"][other]["options"] = {"address": f"{self.subnet}.{number}:7420"}
@@ -143,6 +143,9 @@ class Nodes:
     def serve(self, name: str) -> subprocess.Popen[str]:
         return self.start(name, "serve", "--node", name)
 
+    def serve_all(self) -> dict[str, subprocess.Popen[str]]:
+        return {"scheduler": self.start("alpha", "scheduler"), **{name: self.serve(name) for name in SERVED}}
+
     def client(self, *arguments: str) -> subprocess.Popen[str]:
         """Run ``diskhaul`` on the master, beside what serves the node there."""
         command = ["ip", "netns", "exec", self.space("alpha")]
@@ -178,7 +181,7 @@ def nodes(lab: Lab, requires: Callable[..., None]) -> Iterator[Nodes]:
 
 @pytest.fixture
 def served(nodes: Nodes) -> dict[str, subprocess.Popen[str]]:
-    return {"scheduler": nodes.start("alpha", "scheduler"), **{name: nodes.serve(name) for name in SERVED}}
+    return nodes.serve_all()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
