@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -486,6 +487,22 @@ def test_a_process_that_is_killed_in_the_middle_is_told(own: Processes, tmp_path
             on_message=lambda _: own.running[victim].kill(),
             token=CancellationToken(),
         )
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["scheduler", "worker"])
+def test_a_process_that_is_frozen_in_the_middle_is_given_up(own: Processes, tmp_path: Path, victim: int) -> None:
+    engine = engine_for(own, tmp_path, node_timeout_s=2)
+    with pytest.raises(UnreachableNodeError, match="node alpha does not answer") as caught:
+        engine.run_linked(
+            Node(name="alpha", export_dir=tmp_path),
+            waiting,
+            on_message=lambda _: own.running[victim].send_signal(signal.SIGSTOP),
+            token=CancellationToken(),
+        )
+    assert caught.value.in_doubt
+    own.running[victim].send_signal(signal.SIGCONT)
+    dask_engine.disconnect()
+    assert engine_for(own, tmp_path, node_timeout_s=LONG_S).run(Node(name="alpha", export_dir=tmp_path), divmod, 7, 2) == (3, 1)
 
 
 def test_a_node_that_is_stopped_cancels_what_it_does(own: Processes, tmp_path: Path) -> None:

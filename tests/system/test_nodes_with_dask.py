@@ -176,7 +176,7 @@ def nodes(lab: Lab, requires: Callable[..., None]) -> Iterator[Nodes]:
     requires("ip", root=True)
     lab.add_guest()
     with ExitStack() as stack:
-        yield Nodes(lab, stack)
+        yield Nodes(lab, stack, retry_s=5)
 
 
 @pytest.fixture
@@ -312,6 +312,27 @@ def test_a_node_that_is_gone_for_good_is_unreachable(nodes: Nodes, served: dict[
     code, document = nodes.run("export", INSTANCE, "--node", "beta")
     assert code == 3, json.dumps(document)
     assert "node alpha does not answer" in document["error"]["message"]
+
+
+def test_a_target_that_dies_fails_the_export_that_goes_there_and_no_other(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
+    client = nodes.begin_slow_export()
+    served["beta"].kill()
+    code, document = ended(client)
+    assert code == 3, json.dumps(document)
+    assert "beta" in document["error"]["message"]
+    assert nodes.lab.guests[INSTANCE].running
+    assert locks(nodes) == []
+    assert listed(nodes) == []
+    code, document = nodes.run("export", INSTANCE, "--node", "gamma")  # beta stays away
+    assert code == 4, json.dumps(document)
+    assert [(name, export_id) for name, export_id in listed(nodes)] == [("gamma", document["export"]["export_id"])]
+
+    nodes.serve("beta")
+    code, document = nodes.run("recover")
+    assert code == 0, json.dumps(document)
+    check_nothing_left(nodes)
 
 
 def test_a_scheduler_that_dies_leaves_the_export_to_its_node(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
