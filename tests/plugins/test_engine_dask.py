@@ -495,11 +495,13 @@ def test_a_process_that_is_frozen_in_the_middle_is_given_up(own: Processes, tmp_
     with pytest.raises(UnreachableNodeError, match="node alpha does not answer") as caught:
         engine.run_linked(
             Node(name="alpha", export_dir=tmp_path),
-            waiting,
+            deaf,
+            tmp_path / "go",
             on_message=lambda _: own.running[victim].send_signal(signal.SIGSTOP),
             token=CancellationToken(),
         )
     assert caught.value.in_doubt
+    (tmp_path / "go").touch()
     own.running[victim].send_signal(signal.SIGCONT)
     dask_engine.disconnect()
     assert engine_for(own, tmp_path, node_timeout_s=LONG_S).run(Node(name="alpha", export_dir=tmp_path), divmod, 7, 2) == (3, 1)
