@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import diskhaul
+from diskhaul.journal import Journal
 
 from ..processes import end
 from .test_interrupted_programs import INSTANCE
@@ -37,8 +38,8 @@ SLOW = ("--bwlimit", "1M", "--chunk-size", "256K", "--compress", "none")
 class Nodes:
     """Namespaces on a bridge, the scheduler in that of alpha, and in each what ``diskhaul node serve`` runs."""
 
-    def __init__(self, lab: Lab, stack: ExitStack) -> None:
-        self.lab, self._stack = lab, stack
+    def __init__(self, lab: Lab, stack: ExitStack, **tls: Any) -> None:
+        self.lab, self._stack, self._tls = lab, stack, tls
         self.tag = f"dh{os.getpid() % 10000}"
         self.subnet = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
         self.lines: dict[str, list[str]] = {}
@@ -87,7 +88,7 @@ class Nodes:
                 "shared_state_dir": True,
                 "node_timeout_s": 3,
             },
-            "tls": {"certificates": str(own)},
+            "tls": {"certificates": str(own)} | self._tls,
         }
         for number, other in enumerate(SERVED, 1):
             document["nodes"][other]["options"] = {"address": f"{self.subnet}.{number}:7420"}
@@ -142,6 +143,9 @@ class Nodes:
     def serve(self, name: str) -> subprocess.Popen[str]:
         return self.start(name, "serve", "--node", name)
 
+    def serve_all(self) -> dict[str, subprocess.Popen[str]]:
+        return {"scheduler": self.start("alpha", "scheduler"), **{name: self.serve(name) for name in SERVED}}
+
     def client(self, *arguments: str) -> subprocess.Popen[str]:
         """Run ``diskhaul`` on the master, beside what serves the node there."""
         command = ["ip", "netns", "exec", self.space("alpha")]
@@ -172,12 +176,12 @@ def nodes(lab: Lab, requires: Callable[..., None]) -> Iterator[Nodes]:
     requires("ip", root=True)
     lab.add_guest()
     with ExitStack() as stack:
-        yield Nodes(lab, stack)
+        yield Nodes(lab, stack, retry_s=5)
 
 
 @pytest.fixture
 def served(nodes: Nodes) -> dict[str, subprocess.Popen[str]]:
-    return {"scheduler": nodes.start("alpha", "scheduler"), **{name: nodes.serve(name) for name in SERVED}}
+    return nodes.serve_all()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
@@ -200,6 +204,27 @@ def listed(nodes: Nodes) -> list[tuple[str, str]]:
     found = diskhaul.list_exports(config=nodes.lab.cluster(backends={}), instance=INSTANCE)
     assert [record.problem for record in found.exports if record.problem] == []
     return [(record.node, record.export_id) for record in found.exports]
+
+
+def partials(nodes: Nodes) -> list[Path]:
+    return [path for name in SERVED for path in nodes.lab.export_dir(name).glob("*/.*.partial")]
+
+
+def unfinished(nodes: Nodes) -> list[str]:
+    return [run.run_id for run in Journal(nodes.lab.state_dir).unfinished()]
+
+
+def locks(nodes: Nodes) -> list[str]:
+    return [path.name for path in (nodes.lab.state_dir / "locks").iterdir() if path.name != "counter"]
+
+
+def check_nothing_left(nodes: Nodes) -> None:
+    """What must hold after every end: the guest runs; no part of an export, no snapshot, note or lock is left."""
+    wait_until(lambda: not unfinished(nodes) and not locks(nodes))  # the client may have gone before
+    assert nodes.lab.guests[INSTANCE].running
+    assert partials(nodes) == []
+    assert [path.name for path in nodes.lab.disks.iterdir()] == [f"{INSTANCE}-0.raw"]
+    assert [path for path in nodes.lab.temporary.iterdir() if not path.name.startswith("diskhaul-node-")] == []
 
 
 def test_an_export_runs_on_the_node_of_its_guest_and_hooks_on_theirs(
@@ -241,7 +266,7 @@ def test_ctrl_c_at_the_client_stops_the_export_on_its_node(nodes: Nodes, served:
     code, document = ended(client)
     assert code == 130, json.dumps(document)
     assert listed(nodes) == []
-    assert nodes.lab.guests[INSTANCE].running
+    check_nothing_left(nodes)
 
 
 def test_a_refusal_of_the_node_comes_back_whole(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
@@ -251,12 +276,17 @@ def test_a_refusal_of_the_node_comes_back_whole(nodes: Nodes, served: dict[str, 
     assert INSTANCE in document["error"]["problems"][0]
 
 
-def test_a_client_that_is_killed_does_not_harm_the_export(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
+def test_the_export_of_a_client_that_is_killed_is_stopped_and_undone(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
     client = nodes.begin_slow_export()
+    assert partials(nodes) != []
     client.kill()
     client.communicate()
-    wait_until(lambda: len(listed(nodes)) == 1)
-    assert nodes.lab.guests[INSTANCE].running
+    check_nothing_left(nodes)
+    assert listed(nodes) == []
+    code, document = nodes.run("export", INSTANCE, "--node", "beta")
+    assert code == 0, json.dumps(document)
 
 
 def test_a_node_that_dies_fails_its_export_and_recovers_when_it_is_back(
@@ -272,7 +302,7 @@ def test_a_node_that_dies_fails_its_export_and_recovers_when_it_is_back(
     nodes.serve("alpha")
     assert any("recovery:" in line for line in nodes.lines["alpha"])
     assert nodes.lab.guests[INSTANCE].running
-    assert list(nodes.lab.export_dir("beta").glob("*/.*.partial")) == []
+    check_nothing_left(nodes)
     code, document = nodes.run("export", INSTANCE, "--node", "beta")
     assert code == 0, json.dumps(document)
 
@@ -284,13 +314,34 @@ def test_a_node_that_is_gone_for_good_is_unreachable(nodes: Nodes, served: dict[
     assert "node alpha does not answer" in document["error"]["message"]
 
 
+def test_a_target_that_dies_fails_the_export_that_goes_there_and_no_other(
+    nodes: Nodes, served: dict[str, subprocess.Popen[str]]
+) -> None:
+    client = nodes.begin_slow_export()
+    served["beta"].kill()
+    code, document = ended(client)
+    assert code == 3, json.dumps(document)
+    assert "beta" in document["error"]["message"]
+    assert nodes.lab.guests[INSTANCE].running
+    assert locks(nodes) == []
+    assert listed(nodes) == []
+    code, document = nodes.run("export", INSTANCE, "--node", "gamma")  # beta stays away
+    assert code == 4, json.dumps(document)
+    assert [(name, export_id) for name, export_id in listed(nodes)] == [("gamma", document["export"]["export_id"])]
+
+    nodes.serve("beta")
+    code, document = nodes.run("recover")
+    assert code == 0, json.dumps(document)
+    check_nothing_left(nodes)
+
+
 def test_a_scheduler_that_dies_leaves_the_export_to_its_node(nodes: Nodes, served: dict[str, subprocess.Popen[str]]) -> None:
     client = nodes.begin_slow_export()
     served["scheduler"].kill()
     code, document = ended(client)
     assert code == 3, json.dumps(document)
     wait_until(lambda: len(listed(nodes)) == 1)  # nobody heard of it, and it is whole
-    assert nodes.lab.guests[INSTANCE].running
+    check_nothing_left(nodes)
     nodes.start("alpha", "scheduler")
     code, document = nodes.run("export", INSTANCE, "--node", "gamma")
     assert code == 0, json.dumps(document)
@@ -315,8 +366,8 @@ def test_a_node_that_is_frozen_is_given_up_and_harms_nothing_when_it_comes_back(
     assert code == 5, json.dumps(document)
 
     served["alpha"].send_signal(signal.SIGCONT)
-    wait_until(lambda: len(listed(nodes)) == 1)  # it goes on with what it was doing
-    assert nodes.lab.guests[INSTANCE].running
+    check_nothing_left(nodes)  # it has gone on with what it was doing, or was told that nobody waits for it
+    listed(nodes)
     code, document = nodes.run("export", INSTANCE, "--node", "gamma")
     assert code == 0, json.dumps(document)
     assert listed(nodes) == [("gamma", document["export"]["export_id"])]
