@@ -204,8 +204,10 @@ def test_the_store_of_the_object_page_runs_as_it_stands(tmp_path: Path, requires
     assert commands.count("diskhaul ") >= 4
     work = tmp_path / "work"
     work.mkdir()
+    environment = _environment(tmp_path)
+    environment["PATH"] += f":{Path(sys.executable).parent}"  # where pip puts programs
     cleaned_up = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
-    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, _environment(tmp_path))
+    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, environment)
     assert "no damage found" in said
     assert not os.listdir(work)
 
