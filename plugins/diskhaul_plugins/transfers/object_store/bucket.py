@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
@@ -63,7 +63,7 @@ class Bucket:
                 "access_key_id": found.key_id,
                 "secret_access_key": found.secret,
                 "token": found.token,
-                "expires_at": None,
+                "expires_at": datetime.now(UTC),  # not kept: a file may be replaced
             }
 
         try:
@@ -74,6 +74,7 @@ class Bucket:
                 region=place.region,
                 virtual_hosted_style_request=place.virtual,
                 skip_signature=False,
+                disable_bulk_delete=True,  # not every server has it, and an export has few objects
                 client_options=client,
                 retry_config={"max_retries": 0},
                 credential_provider=provide,

@@ -158,7 +158,7 @@ def place_of(node: Node, settings: Settings) -> Place:
     if "bucket" not in node.options:
         problems.append(f'{where}.bucket: is missing: the bucket in which exports to {node.name} lie, such as "exports"')
     elif "bucket" in given and not _BUCKET.match(bucket):
-        problems.append(f"{where}.bucket: {printable(bucket)!r} cannot be the name of a bucket")
+        problems.append(f"{where}.bucket: {printable(bucket)} cannot be the name of a bucket")
     if prefix and not _PREFIX.match(prefix):
         problems.append(f"{where}.prefix: {printable(prefix)} is not like \"backups/lab\" (letters, digits, '.', '_', '-')")
     if not _REGION.match(region):
@@ -168,9 +168,8 @@ def place_of(node: Node, settings: Settings) -> Place:
     endpoint = given.get("endpoint", f"https://s3.{region}.amazonaws.com")
     parsed = _endpoint(endpoint)
     if parsed is None:
-        problems.append(
-            f'{where}.endpoint: {printable(endpoint)} is not like "https://s3.example.com" or "https://10.0.0.1:8333"'
-        )
+        shown = "what stands there" if "@" in endpoint else printable(endpoint)  # a password may stand before an @
+        problems.append(f'{where}.endpoint: {shown} is not like "https://s3.example.com" or "https://10.0.0.1:8333"')
     elif parsed.startswith("http://") and not settings.allow_http:
         problems.append(f"{where}.endpoint: {parsed} is not encrypted: use https, or set {_WHERE}.allow_http = true")
     if problems or parsed is None:
