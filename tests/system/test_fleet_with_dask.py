@@ -19,7 +19,7 @@ from diskhaul.journal import Journal
 from diskhaul.options import MIB
 
 from .. import ext_images
-from .test_nodes_with_dask import LONG_S, SERVED, Nodes, ended
+from .three_nodes import LONG_S, SERVED, Nodes, ended
 
 if TYPE_CHECKING:
     from .conftest import Lab
