@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.s3 import ADMIN, READER, S3Server
+from tests.s3_proxy import proxy_to
 
 from diskhaul.errors import ConfigurationError, UnreachableNodeError
 from diskhaul.model import Node
@@ -19,8 +20,6 @@ from diskhaul_plugins.transfers.object_store.credentials import Credentials, rea
 from diskhaul_plugins.transfers.object_store.settings import Settings, place_of
 from diskhaul_plugins.transfers.object_store.signing import signed_headers
 from diskhaul_plugins.transfers.object_store.transfer import ObjectTransfer
-
-from .http_proxy import proxy_to
 
 MakeTransfer = Callable[..., ObjectTransfer]
 

@@ -17,22 +17,24 @@ from diskhaul_plugins.transfers.object_store.signing import signed_headers
 
 Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "without conditions"]
 Rule = Callable[[str, str], Fate]
-"""Says what becomes of a request, from its method and its path with the query."""
+"""Says what becomes of a request, from its method and its path with the query; called before it is passed on."""
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _FORBIDDEN = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
 
 
-class HttpProxy:
+class S3Proxy:
     """Listens from when it is made until `close`.
 
     Attributes:
         rule: asked once for each request.
+        after: called when the server has answered a request, before the client learns of it.
         seen: what was asked for, in order: method, and path with the query.
     """
 
     def __init__(self, to: int) -> None:
         self.rule: Rule = lambda method, path: "pass"
+        self.after: Callable[[str, str], object] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
         proxy = self
 
@@ -62,6 +64,7 @@ class HttpProxy:
                     content = response.read()
                 finally:
                     connection.close()
+                proxy.after(self.command, self.path)
                 if fate != "lose the answer":
                     self.answer(response.status, response.getheaders(), content)
 
@@ -111,8 +114,8 @@ def without_condition(method: str, url: str, body: bytes, headers: Mapping[str, 
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[HttpProxy]:
-    proxy = HttpProxy(port)
+def proxy_to(port: int) -> Iterator[S3Proxy]:
+    proxy = S3Proxy(port)
     try:
         yield proxy
     finally:
