@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 
 from tests.s3 import ADMIN, REGION
@@ -32,7 +34,7 @@ class S3Proxy:
         seen: what was asked for, in order: method, and path with the query.
     """
 
-    def __init__(self, to: int) -> None:
+    def __init__(self, to: int, certificate: Path | None = None) -> None:
         self.rule: Rule = lambda method, path: "pass"
         self.after: Callable[[str, str], object] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
@@ -92,12 +94,17 @@ class S3Proxy:
                 pass  # a client that has gone, or a server behind it
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        self._encrypted = certificate is not None
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{'https://localhost' if self._encrypted else 'http://127.0.0.1'}:{self._server.server_address[1]}"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -114,8 +121,9 @@ def without_condition(method: str, url: str, body: bytes, headers: Mapping[str, 
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[S3Proxy]:
-    proxy = S3Proxy(port)
+def proxy_to(port: int, certificate: Path | None = None) -> Iterator[S3Proxy]:
+    """A proxy to a server on this machine; over TLS with a file of a key and a certificate for ``localhost``."""
+    proxy = S3Proxy(port, certificate)
     try:
         yield proxy
     finally:
