@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +14,9 @@ from typing import Any
 
 import pytest
 from tests.s3 import ADMIN, READER, S3Server
+from tests.s3_proxy import proxy_to
 
+from diskhaul import certificates
 from diskhaul.errors import ConfigurationError, UnreachableNodeError
 from diskhaul.model import Node
 from diskhaul.testing.conformance.transfers import INSTANCE, NEW, content, make
@@ -19,8 +24,6 @@ from diskhaul_plugins.transfers.object_store.credentials import Credentials, rea
 from diskhaul_plugins.transfers.object_store.settings import Settings, place_of
 from diskhaul_plugins.transfers.object_store.signing import signed_headers
 from diskhaul_plugins.transfers.object_store.transfer import ObjectTransfer
-
-from .http_proxy import proxy_to
 
 MakeTransfer = Callable[..., ObjectTransfer]
 
@@ -91,6 +94,24 @@ def test_a_store_without_conditional_writes_is_refused_for_writing(
         (problem,) = store.check(INSTANCE, for_writing=True)
     assert "replaces objects in spite of If-None-Match" in problem
     assert server.keys(bucket) == [], "what it was found out with is gone"
+
+
+def test_a_server_is_trusted_by_the_configured_authority_alone(
+    make_transfer: MakeTransfer, node: Node, server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    certificates.make_authority(tmp_path / "certs", "lab")
+    certificates.issue(tmp_path / "certs", "store", dns=["localhost"])
+    whole = random.Random(5).randbytes(11 << 20)
+    with proxy_to(server.port, tmp_path / "certs/store.pem") as proxy:
+        there = replace(node, options={**node.options, "endpoint": proxy.endpoint})
+        assert "certificate" in unreachable(make_transfer(retry_s=0, allow_http=False), there)
+        options = {"ca_file": str(tmp_path / "certs/ca.crt"), "allow_http": False, "part_mib": 5}
+        store = make_transfer(**options).store(there)
+        make(store, NEW, {"disk-0.raw.zst": whole})
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+    assert len([path for _, path in proxy.seen if "partNumber=" in path]) == 3
+    with pytest.raises(ConfigurationError, match=r"ca_file: .*missing.crt: No such file"):
+        make_transfer(ca_file=str(tmp_path / "missing.crt")).store(node)
 
 
 def test_looking_whether_it_can_be_written_leaves_nothing(
@@ -236,3 +257,17 @@ def test_a_request_is_signed_as_in_amazon_s_own_example() -> None:
         now=datetime(2013, 5, 24, tzinfo=UTC),
     )
     assert signed["authorization"].endswith("Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41")
+
+
+def test_without_obstore_it_is_said_what_to_install(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['obstore'] = None\n"
+        "import diskhaul\n"
+        "nodes = [diskhaul.Node(name='alpha', options={'bucket': 'exports'})]\n"
+        "cluster = diskhaul.Cluster(name='lab', state_dir=sys.argv[1], backends={'transfer': 'object'}, nodes=nodes)\n"
+        "try: print(diskhaul.list_exports(config=cluster).unreachable)\n"
+        "except diskhaul.DiskhaulError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "state")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "needs obstore: pip install 'diskhaul[object]'" in said

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.s3 import S3Server
+from tests.s3_proxy import S3Proxy, first, proxy_to
 
 from diskhaul.errors import DiskhaulError, StorageError
 from diskhaul.model import Node
@@ -16,8 +17,6 @@ from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, OLD,
 from diskhaul_plugins.transfers.object_store.store import ObjectStore
 from diskhaul_plugins.transfers.object_store.transfer import ObjectTransfer
 from diskhaul_plugins.transfers.object_store.uploads import MAX_OBJECT, MAX_PART, MAX_PARTS, MIN_PART, part_size
-
-from .http_proxy import HttpProxy, first, proxy_to
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -30,13 +29,13 @@ def store(transfer: ObjectTransfer, node: Node) -> ObjectStore:
 
 
 @pytest.fixture
-def proxy(server: S3Server) -> Iterator[HttpProxy]:
+def proxy(server: S3Server) -> Iterator[S3Proxy]:
     with proxy_to(server.port) as made:
         yield made
 
 
 @pytest.fixture
-def behind(transfer: ObjectTransfer, node: Node, proxy: HttpProxy) -> ObjectStore:
+def behind(transfer: ObjectTransfer, node: Node, proxy: S3Proxy) -> ObjectStore:
     """The store through `proxy`."""
     return transfer.store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
 
@@ -115,7 +114,7 @@ def test_a_piece_that_comes_after_its_part_was_sent_is_put_right(make_transfer: 
     ],
 )
 def test_a_request_that_fails_is_made_again_and_does_what_it_should_once(
-    behind: ObjectStore, proxy: HttpProxy, server: S3Server, bucket: str, fate: str, method: str, part: str
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, fate: str, method: str, part: str
 ) -> None:
     whole = random.Random(part).randbytes(2 * PART + 77)
     proxy.rule = first(2, fate, method=method, part=part)  # type: ignore[arg-type]
@@ -130,7 +129,7 @@ def test_a_request_that_fails_is_made_again_and_does_what_it_should_once(
 
 
 def test_a_part_that_fails_for_longer_than_retry_s_fails_the_file_and_the_abort_leaves_nothing(
-    make_transfer: MakeTransfer, node: Node, proxy: HttpProxy, server: S3Server, bucket: str
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
 ) -> None:
     store = make_transfer(part_mib=5, retry_s=0.3).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
     proxy.rule = lambda method, path: "slow down" if "partNumber=3" in path else "pass"
@@ -200,7 +199,7 @@ def test_a_file_that_was_changed_in_the_store_keeps_the_export_from_being_publis
 
 
 def test_a_removal_that_stops_in_the_middle_is_listed_as_partial_and_gone_on_with(
-    make_transfer: MakeTransfer, node: Node, behind: ObjectStore, proxy: HttpProxy, server: S3Server, bucket: str
+    make_transfer: MakeTransfer, node: Node, behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str
 ) -> None:
     make(behind, OLD)
     make(behind, NEW, {"disk-0.raw": b"1", "disk-1.raw": b"2"})
@@ -220,7 +219,7 @@ def test_a_removal_that_stops_in_the_middle_is_listed_as_partial_and_gone_on_wit
 
 @pytest.mark.parametrize("how", ["by their notes", "by the store's list"])
 def test_what_a_dead_run_left_of_uploads_is_aborted(
-    behind: ObjectStore, proxy: HttpProxy, server: S3Server, bucket: str, how: str
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, how: str
 ) -> None:
     writer = behind.begin(INSTANCE, NEW)
     writer.create("disk-0.raw.zst").append([bytes(2 * PART + 1)])

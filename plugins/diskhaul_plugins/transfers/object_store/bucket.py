@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import S3Store
-
 from diskhaul.errors import ConfigurationError
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+    from obstore.store import S3Store
+except ImportError as error:
+    raise ConfigurationError("the transfer object needs obstore: pip install 'diskhaul[object]'") from error
 
 from .credentials import Credentials
 from .faults import RequestError, patiently

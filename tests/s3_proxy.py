@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 
 from tests.s3 import ADMIN, REGION
@@ -17,22 +19,24 @@ from diskhaul_plugins.transfers.object_store.signing import signed_headers
 
 Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "without conditions"]
 Rule = Callable[[str, str], Fate]
-"""Says what becomes of a request, from its method and its path with the query."""
+"""Says what becomes of a request, from its method and its path with the query; called before it is passed on."""
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _FORBIDDEN = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
 
 
-class HttpProxy:
+class S3Proxy:
     """Listens from when it is made until `close`.
 
     Attributes:
         rule: asked once for each request.
+        after: called when the server has answered a request, before the client learns of it.
         seen: what was asked for, in order: method, and path with the query.
     """
 
-    def __init__(self, to: int) -> None:
+    def __init__(self, to: int, certificate: Path | None = None) -> None:
         self.rule: Rule = lambda method, path: "pass"
+        self.after: Callable[[str, str], object] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
         proxy = self
 
@@ -62,6 +66,7 @@ class HttpProxy:
                     content = response.read()
                 finally:
                     connection.close()
+                proxy.after(self.command, self.path)
                 if fate != "lose the answer":
                     self.answer(response.status, response.getheaders(), content)
 
@@ -89,12 +94,17 @@ class HttpProxy:
                 pass  # a client that has gone, or a server behind it
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        self._encrypted = certificate is not None
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{'https://localhost' if self._encrypted else 'http://127.0.0.1'}:{self._server.server_address[1]}"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -111,8 +121,9 @@ def without_condition(method: str, url: str, body: bytes, headers: Mapping[str, 
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[HttpProxy]:
-    proxy = HttpProxy(port)
+def proxy_to(port: int, certificate: Path | None = None) -> Iterator[S3Proxy]:
+    """A proxy to a server on this machine; over TLS with a file of a key and a certificate for ``localhost``."""
+    proxy = S3Proxy(port, certificate)
     try:
         yield proxy
     finally:
