@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
-from diskhaul.api import DigestingReader, ExportReader, ExportStore, RetryingExportWriter
+from diskhaul.api import ExportReader, ExportStore, RetryingExportWriter
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 
-from .calls import Caller, Patience
+from .calls import Caller
+from .client_reader import TlsFileReader
 from .client_stream import TlsFile
-from .connection import BrokenConnectionError, Connection, failure
+from .connection import BrokenConnectionError
 from .sessions import ID_LENGTH, KEY_LENGTH, MAGIC_LENGTH
-from .wire import DIGEST_LENGTH, MAX_BODY, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
+from .wire import MAX_BODY, WireError, field
 
 
 class TlsStore(ExportStore):
@@ -147,91 +147,3 @@ class TlsReader(ExportReader):
 
     def open(self, name: str, /) -> TlsFileReader:
         return TlsFileReader(self._caller, self._asked | {"name": name}, f"{self._location}/{name}")
-
-
-class TlsFileReader(DigestingReader):
-    """A file that is read through the receiver; over another connection when one breaks. Thread-safe: one read at a time."""
-
-    def __init__(self, caller: Caller, asked: Mapping[str, str], place: str) -> None:
-        self._dialler, self._asked, self._place = caller.dialler, dict(asked), place
-        self._connection: Connection | None = None
-        self._file = ""
-        self._size = -1
-        self._closed = False
-        self._lock = threading.Lock()
-        self._patiently(self._connect)
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        view = memoryview(buffer).cast("B")
-        with self._lock:
-            for begin in range(0, len(view), MAX_DATA):
-                piece = view[begin : begin + MAX_DATA]
-                self._patiently(partial(self._read, offset + begin, piece))
-
-    def range_digest(self, offset: int, length: int, /) -> bytes:
-        digest = bytearray(DIGEST_LENGTH)
-        with self._lock:
-            self._patiently(partial(self._ask, Kind.DIGEST, offset, length, Kind.DIGESTED, memoryview(digest)))
-        return bytes(digest)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._disconnect()
-
-    def _patiently(self, attempt: Callable[[], object]) -> None:
-        patience = Patience(self._dialler)
-        while True:
-            try:
-                attempt()
-                return
-            except BrokenConnectionError as error:
-                self._disconnect()
-                patience.wait(error)
-            except WireError as error:
-                self._disconnect()
-                raise self._dialler.unreachable(error) from error
-            except BaseException:
-                self._disconnect()
-                raise
-
-    def _read(self, offset: int, view: memoryview) -> None:
-        self._ask(Kind.READ, offset, len(view), Kind.BYTES, view)
-
-    def _ask(self, what: Kind, offset: int, length: int, expected: Kind, answer: memoryview) -> None:
-        """Ask `what` of a range; fill `answer` with what comes."""
-        if self._closed:
-            raise StorageError(f"{self._place}: is closed", path=self._place)
-        if offset + length > self._size:
-            raise StorageError(f"{self._place}: ends at {self._size}", path=self._place, offset=offset)
-        connection = self._connect()
-        connection.send(what, READ_FIELDS.pack(offset, length))
-        kind = Kind.WORKING
-        while kind is Kind.WORKING:
-            kind, count = connection.receive_head(expected, Kind.REFUSED, Kind.WORKING)
-        if kind is Kind.REFUSED:
-            content = bytearray(count)
-            connection.receive_into(memoryview(content))
-            raise failure(self._dialler, load(content))
-        if count != len(answer):
-            raise WireError(f"{count} bytes came instead of {len(answer)}")
-        connection.receive_into(answer)
-
-    def _connect(self) -> Connection:
-        if self._connection is None:
-            self._connection, answer = self._dialler.dial("read", **self._asked)
-            size, file = field(answer, "size", int), field(answer, "file", str)
-            if self._size < 0:
-                self._size, self._file = size, file
-            elif (size, file) != (self._size, self._file):
-                raise StorageError(f"{self._place}: was replaced while it was read", path=self._place)
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
