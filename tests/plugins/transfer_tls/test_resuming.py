@@ -321,7 +321,7 @@ def test_a_receiver_that_is_killed_and_started_again_goes_on_where_it_was(
     cuts = [(STREAM, "client", 12), (STREAM + 2, "client", 100), (STREAM + 4, "server", 3), (STREAM + 6, "client", 61)]
     proxy.faults = [Fault(at, by, record, how=begin_anew) for at, by, record in cuts]  # type: ignore[arg-type]  # literals
     file = send(through(lab, proxy, window_mib=1), [whole[begin : begin + MIB // 8] for begin in range(0, len(whole), MIB // 8)])
-    # One that is stopped says goodbye before it has ended: who comes back too early is turned away, and that counts as a connection.
+    # One that is stopped says goodbye before it has ended: who comes back too early is turned away, and counts as a connection.
     assert proxy.struck == len(cuts) if number is signal.SIGKILL else proxy.struck >= 2
     assert file.resent <= MIB * len(cuts)
     assert_stored(lab, whole)
