@@ -123,9 +123,10 @@ def test_a_request_that_fails_is_made_again_and_does_what_it_should_once(
     assert len([path for asked, path in proxy.seen if asked == method and part in path]) > 2, "it was met"
     assert list(behind.exports(INSTANCE)) == [NEW]
     assert content(behind.open(INSTANCE, NEW), "manifest.json") == MANIFEST
+    assert [key.rsplit("/", 1)[1] for key in server.keys(bucket)] == ["disk-0.raw.zst", "manifest.json"]
+    assert server.uploads(bucket) == [], "nor is one left whose answer was lost"
     behind.remove(INSTANCE, NEW)
     assert server.keys(bucket) == []
-    assert server.uploads(bucket) == [], "neither the one whose answer was lost is left"
 
 
 def test_a_part_that_fails_for_longer_than_retry_s_fails_the_file_and_the_abort_leaves_nothing(

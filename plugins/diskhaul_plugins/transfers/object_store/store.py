@@ -167,7 +167,7 @@ class ObjectStore(ExportStore):
         try:
             objects = self._survey(instance).get(export_id, _Objects())
             if objects.published:
-                self.forget(instance, export_id)  # what was kept while it was made; the export stays
+                self.tidy(instance, export_id)  # the export stays
             else:
                 self.drop(instance, export_id)
         except RequestError as fault:
@@ -222,6 +222,12 @@ class ObjectStore(ExportStore):
         """Remember an upload beside the export, so that it can be aborted by whoever removes that."""
         key = self._place.key(instance, partial_name(export_id), f"{_UPLOAD_NOTE}{uuid.uuid4().hex}")
         self._bucket.put(key, json.dumps({"key": upload.key, "upload_id": upload.upload_id}).encode())
+
+    def tidy(self, instance: str, export_id: str) -> None:
+        """Leave nothing but a published export: no upload that was begun twice since an answer was lost, and no notes."""
+        for upload in self._listed(self._place.key(instance, export_id) + "/"):
+            self._uploads.abort(upload)
+        self.forget(instance, export_id)
 
     def forget(self, instance: str, export_id: str) -> None:
         """Delete what was kept beside an export while it was made."""
@@ -329,7 +335,7 @@ class ObjectWriter(ExportWriter):
                 raise self._store.failed(fault, "publish it", self._location) from fault
             self._open = False
             try:
-                self._store.forget(*self._named)
+                self._store.tidy(*self._named)
             except RequestError:
                 pass  # it is published; what is left is not listed, and goes with the export
 
