@@ -174,7 +174,7 @@ def _free_ports(count: int) -> list[int]:
     """Ports that are free, all at once. Below those the kernel gives out: a server that is started again wants its own back."""
     taken: list[socket.socket] = []
     try:
-        port = 20000 + os.getpid() % 10000
+        port = 20000 + os.getpid() * 37 % 10000
         while len(taken) < count:
             port = 20000 + (port - 20000 + 1) % 12000
             try:

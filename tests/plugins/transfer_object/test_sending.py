@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -97,6 +98,29 @@ def test_a_piece_that_comes_after_its_part_was_sent_is_put_right(make_transfer: 
     for offset, letter, length in ((0, b"a", 4096), (7 * PART, b"b", 4096), (2 * PART - 4096, b"c", 8192), (8192, b"d", 4096)):
         expected[offset : offset + length] = letter * length
     assert content(store.open(INSTANCE, NEW), "disk-0.raw") == bytes(expected)
+
+
+@pytest.mark.parametrize("layout", ["appended", "raw"])
+def test_a_large_file_takes_no_more_memory_than_it_may(make_transfer: MakeTransfer, node: Node, layout: str) -> None:
+    store = make_transfer(part_mib=5, memory_mib=10, streams=2).store(node)
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0")
+    chunk = random.Random(1).randbytes(4 * MIB)
+    tracemalloc.start()
+    try:
+        if layout == "raw":
+            file.set_size(30 * len(chunk))
+        for number in range(30):
+            if layout == "raw":
+                file.write(number * len(chunk), chunk)
+            else:
+                file.append([chunk])
+        file.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    writer.abort()
+    assert peak < 30 * MIB, "two parts under way, two being filled, and one that is handed on"
 
 
 @pytest.mark.parametrize("fate", ["slow down", "lose the request", "lose the answer"])
@@ -216,6 +240,23 @@ def test_a_removal_that_stops_in_the_middle_is_listed_as_partial_and_gone_on_wit
     behind.remove_partial(INSTANCE, NEW)
     assert list(behind.partials(INSTANCE)) == []
     assert [key for key in server.keys(bucket) if NEW in key] == []
+
+
+def test_what_is_no_export_is_not_listed_and_files_without_a_manifest_are_partial(
+    store: ObjectStore, server: S3Server, bucket: str
+) -> None:
+    make(store, NEW)
+    base = f"backups/lab/{INSTANCE}"
+    for key in ("note.txt", f"{OLD}/disk-0.raw", "backup-of-2025/manifest.json", f".{OLD}.removing/x"):
+        server.put(bucket, f"{base}/{key}", b"x")
+    server.put(bucket, "backups/lab/-x/manifest.json", b"x")
+    assert list(store.instances()) == [INSTANCE]
+    assert list(store.exports(INSTANCE)) == [NEW]
+    assert list(store.partials(INSTANCE)) == [OLD]
+    store.remove_partial(INSTANCE, OLD)
+    store.remove(INSTANCE, NEW)
+    assert [key for key in server.keys(bucket) if OLD + "/" in key or NEW in key] == []
+    assert len(server.keys(bucket)) == 4, "what is not ours stays"
 
 
 @pytest.mark.parametrize("how", ["by their notes", "by the store's list"])
