@@ -193,7 +193,24 @@ def test_an_export_that_somebody_else_published_meanwhile_stays_theirs(store: Ob
     server.put(bucket, key, b"theirs")
     with pytest.raises(StorageError, match="somebody"):
         writer.publish(MANIFEST)
+    writer.abort()
     assert server.get(bucket, key) == b"theirs"
+
+
+def test_an_export_whose_manifest_arrived_although_no_answer_ever_did_is_gone_after_the_abort(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    store = make_transfer(retry_s=0.3).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    proxy.rule = lambda method, path: "lose the answer" if "manifest.json" in path else "pass"
+    with pytest.raises(StorageError):
+        writer.publish(MANIFEST)
+    assert list(store.exports(INSTANCE)) == [NEW]
+    proxy.rule = lambda method, path: "pass"
+    writer.abort()
+    assert list(store.exports(INSTANCE)) == []
+    assert server.keys(bucket) == []
 
 
 def test_an_export_that_somebody_removed_meanwhile_is_not_published(store: ObjectStore, server: S3Server, bucket: str) -> None:
