@@ -71,7 +71,14 @@ class S3Server:
         ]
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=0", "-filer.maxMB=16"]
         with open(self._work / "log", "ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._work)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._work,
+                env=os.environ | {"TMPDIR": str(self._work)},  # for logs
+            )
         until = time.monotonic() + _START_S
         while not self._works():
             if time.monotonic() > until or self._process.poll() is not None:
@@ -94,6 +101,7 @@ class S3Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+            remove_sockets(*self._ports)
 
     def make_bucket(self, name: str) -> None:
         status, body = self.request("PUT", f"/{name}")
@@ -146,6 +154,13 @@ class S3Server:
             connection.close()
 
 
+def remove_sockets(*ports: int) -> None:
+    """Remove what SeaweedFS leaves in /tmp (nowhere else would it do), by the ports of a server that has ended."""
+    for port in ports:
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink()
+
+
 def environment(key: tuple[str, str] = ADMIN) -> dict[str, str]:
     """This process's environment with credentials in it."""
     return os.environ | {"AWS_ACCESS_KEY_ID": key[0], "AWS_SECRET_ACCESS_KEY": key[1]}
@@ -159,7 +174,7 @@ def _free_ports(count: int) -> list[int]:
     """Ports that are free, all at once. Below those the kernel gives out: a server that is started again wants its own back."""
     taken: list[socket.socket] = []
     try:
-        port = 20000 + os.getpid() % 10000
+        port = 20000 + os.getpid() * 37 % 10000
         while len(taken) < count:
             port = 20000 + (port - 20000 + 1) % 12000
             try:

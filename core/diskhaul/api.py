@@ -726,7 +726,7 @@ class ExportStore(Protocol):
         ...
 
     def check(self, instance: str, /, *, for_writing: bool) -> Iterable[str]:
-        """Reasons why an export of `instance` cannot be read or put here, one line each. Changes nothing."""
+        """Reasons why an export of `instance` cannot be read or put here, one line each. Leaves nothing behind."""
         ...
 
     def direct_io_problem(self) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, get_args
 import click
 import pytest
 from blake3 import blake3
+from tests.s3 import remove_sockets
 
 import diskhaul
 import diskhaul.testing
@@ -197,7 +198,10 @@ def test_the_lab_of_a_page_runs_as_it_stands(tmp_path: Path, requires: Callable[
     environment = _environment(tmp_path)
     environment["PATH"] += f":{Path(sys.executable).parent}"  # where pip puts programs
     cleaned_up = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
-    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, environment)
+    try:
+        said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, environment)
+    finally:
+        remove_sockets(17421)
     assert "no damage found" in said
     assert not os.listdir(work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,6 +100,29 @@ def test_a_piece_that_comes_after_its_part_was_sent_is_put_right(make_transfer: 
     assert content(store.open(INSTANCE, NEW), "disk-0.raw") == bytes(expected)
 
 
+@pytest.mark.parametrize("layout", ["appended", "raw"])
+def test_a_large_file_takes_no_more_memory_than_it_may(make_transfer: MakeTransfer, node: Node, layout: str) -> None:
+    store = make_transfer(part_mib=5, memory_mib=10, streams=2).store(node)
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0")
+    chunk = random.Random(1).randbytes(4 * MIB)
+    tracemalloc.start()
+    try:
+        if layout == "raw":
+            file.set_size(30 * len(chunk))
+        for number in range(30):
+            if layout == "raw":
+                file.write(number * len(chunk), chunk)
+            else:
+                file.append([chunk])
+        file.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    writer.abort()
+    assert peak < 30 * MIB, "two parts under way, two being filled, and one that is handed on"
+
+
 @pytest.mark.parametrize("fate", ["slow down", "lose the request", "lose the answer"])
 @pytest.mark.parametrize(
     ("method", "part"),
@@ -123,9 +147,10 @@ def test_a_request_that_fails_is_made_again_and_does_what_it_should_once(
     assert len([path for asked, path in proxy.seen if asked == method and part in path]) > 2, "it was met"
     assert list(behind.exports(INSTANCE)) == [NEW]
     assert content(behind.open(INSTANCE, NEW), "manifest.json") == MANIFEST
+    assert [key.rsplit("/", 1)[1] for key in server.keys(bucket)] == ["disk-0.raw.zst", "manifest.json"]
+    assert server.uploads(bucket) == [], "nor is one left whose answer was lost"
     behind.remove(INSTANCE, NEW)
     assert server.keys(bucket) == []
-    assert server.uploads(bucket) == [], "neither the one whose answer was lost is left"
 
 
 def test_a_part_that_fails_for_longer_than_retry_s_fails_the_file_and_the_abort_leaves_nothing(
@@ -168,7 +193,24 @@ def test_an_export_that_somebody_else_published_meanwhile_stays_theirs(store: Ob
     server.put(bucket, key, b"theirs")
     with pytest.raises(StorageError, match="somebody"):
         writer.publish(MANIFEST)
+    writer.abort()
     assert server.get(bucket, key) == b"theirs"
+
+
+def test_an_export_whose_manifest_arrived_although_no_answer_ever_did_is_gone_after_the_abort(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    store = make_transfer(retry_s=0.3).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    proxy.rule = lambda method, path: "lose the answer" if "manifest.json" in path else "pass"
+    with pytest.raises(StorageError):
+        writer.publish(MANIFEST)
+    assert list(store.exports(INSTANCE)) == [NEW]
+    proxy.rule = lambda method, path: "pass"
+    writer.abort()
+    assert list(store.exports(INSTANCE)) == []
+    assert server.keys(bucket) == []
 
 
 def test_an_export_that_somebody_removed_meanwhile_is_not_published(store: ObjectStore, server: S3Server, bucket: str) -> None:
@@ -215,6 +257,23 @@ def test_a_removal_that_stops_in_the_middle_is_listed_as_partial_and_gone_on_wit
     behind.remove_partial(INSTANCE, NEW)
     assert list(behind.partials(INSTANCE)) == []
     assert [key for key in server.keys(bucket) if NEW in key] == []
+
+
+def test_what_is_no_export_is_not_listed_and_files_without_a_manifest_are_partial(
+    store: ObjectStore, server: S3Server, bucket: str
+) -> None:
+    make(store, NEW)
+    base = f"backups/lab/{INSTANCE}"
+    for key in ("note.txt", f"{OLD}/disk-0.raw", "backup-of-2025/manifest.json", f".{OLD}.removing/x"):
+        server.put(bucket, f"{base}/{key}", b"x")
+    server.put(bucket, "backups/lab/-x/manifest.json", b"x")
+    assert list(store.instances()) == [INSTANCE]
+    assert list(store.exports(INSTANCE)) == [NEW]
+    assert list(store.partials(INSTANCE)) == [OLD]
+    store.remove_partial(INSTANCE, OLD)
+    store.remove(INSTANCE, NEW)
+    assert [key for key in server.keys(bucket) if OLD + "/" in key or NEW in key] == []
+    assert len(server.keys(bucket)) == 4, "what is not ours stays"
 
 
 @pytest.mark.parametrize("how", ["by their notes", "by the store's list"])

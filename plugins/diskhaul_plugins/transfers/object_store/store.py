@@ -167,7 +167,7 @@ class ObjectStore(ExportStore):
         try:
             objects = self._survey(instance).get(export_id, _Objects())
             if objects.published:
-                self.forget(instance, export_id)  # what was kept while it was made; the export stays
+                self.tidy(instance, export_id)  # the export stays
             else:
                 self.drop(instance, export_id)
         except RequestError as fault:
@@ -223,6 +223,12 @@ class ObjectStore(ExportStore):
         key = self._place.key(instance, partial_name(export_id), f"{_UPLOAD_NOTE}{uuid.uuid4().hex}")
         self._bucket.put(key, json.dumps({"key": upload.key, "upload_id": upload.upload_id}).encode())
 
+    def tidy(self, instance: str, export_id: str) -> None:
+        """Leave nothing but a published export: no upload that was begun twice since an answer was lost, and no notes."""
+        for upload in self._listed(self._place.key(instance, export_id) + "/"):
+            self._uploads.abort(upload)
+        self.forget(instance, export_id)
+
     def forget(self, instance: str, export_id: str) -> None:
         """Delete what was kept beside an export while it was made."""
         prefix = self._place.key(instance, partial_name(export_id))
@@ -276,7 +282,7 @@ class ObjectWriter(ExportWriter):
         self._lock = threading.Lock()
         self._given_up = threading.Event()
         self._open = True
-        self._doubtful = False  # the manifest was put, and nobody knows whether it arrived
+        self._doubtful: bytes | None = None  # the manifest that was put, while nobody knows whether it arrived
         try:
             self._begin()
         except RequestError as fault:
@@ -329,18 +335,13 @@ class ObjectWriter(ExportWriter):
                 raise self._store.failed(fault, "publish it", self._location) from fault
             self._open = False
             try:
-                self._store.forget(*self._named)
+                self._store.tidy(*self._named)
             except RequestError:
                 pass  # it is published; what is left is not listed, and goes with the export
 
     def _check_whole(self) -> None:
         """That nobody has taken the export away, and that its objects are as large as what was sent."""
-        try:
-            ours = self._bucket.get(self._begun_key) == self._token
-        except RequestError as fault:
-            if not fault.missing:
-                raise
-            ours = False
+        ours = self._holds(self._begun_key, self._token)
         found = {each.key: each.size for each in self._bucket.below(self._prefix)}
         if not ours or found != {f"{self._prefix}/{name}": file.size for name, file in self._files.items()}:
             what = "somebody has removed or changed what was sent"
@@ -348,11 +349,11 @@ class ObjectWriter(ExportWriter):
 
     def _put_manifest(self, manifest: bytes) -> None:
         try:
-            self._doubtful = True
+            self._doubtful = manifest
             self._bucket.put_new(f"{self._prefix}/{MANIFEST}", manifest, given_up=self._given_up)
         except RequestError as fault:
             if fault.exists:
-                self._doubtful = False
+                self._doubtful = None
                 text = f"{self._location}: not published: somebody else has published it"
                 raise StorageError(text, path=self._location) from fault
             raise
@@ -360,7 +361,7 @@ class ObjectWriter(ExportWriter):
             raise StorageError(f"{self._location}: was given up", path=self._location) from error
         if self._given_up.is_set():
             raise StorageError(f"{self._location}: was given up", path=self._location)
-        self._doubtful = False
+        self._doubtful = None
 
     def abort(self) -> None:
         self._given_up.set()  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
@@ -373,17 +374,17 @@ class ObjectWriter(ExportWriter):
             for file in self._files.values():
                 file.wait_until_quiet(self._store.quiet_s())
             try:
-                if self._is_ours():
-                    if self._doubtful:
-                        self._bucket.delete([f"{self._prefix}/{MANIFEST}"])
-                    self._store.drop(*self._named)
+                if not self._holds(self._begun_key, self._token):
+                    return  # somebody has removed what was begun: what is there now is another's, or nothing
+                if self._doubtful is not None and self._holds(f"{self._prefix}/{MANIFEST}", self._doubtful):
+                    self._bucket.delete([f"{self._prefix}/{MANIFEST}"])
             except RequestError as fault:
                 raise self._store.failed(fault, "remove it completely", self._location) from fault
+            self._store.remove_partial(*self._named)  # not what somebody else has published
 
-    def _is_ours(self) -> bool:
-        """False when somebody has removed what was begun: what is there now is another's, or nothing."""
+    def _holds(self, key: str, content: bytes) -> bool:
         try:
-            return self._bucket.get(self._begun_key) == self._token
+            return self._bucket.get(key) == content
         except RequestError as fault:
             if fault.missing:
                 return False
