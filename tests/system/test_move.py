@@ -155,6 +155,8 @@ def test_an_instance_that_is_down_is_moved_and_stays_down(move: Move) -> None:
 
 def test_a_moved_instance_can_be_kept_and_gets_another_name_larger_disks_and_other_interfaces(move: Move) -> None:
     move.configure_west(NEW_NAME)
+    move.clusters.east_document["defaults"] |= {"shutdown": False, "compress": "none", "digest": "later"}
+    move.clusters.write("east.toml", move.clusters.east_document)
     options = (
         "--instance-name",
         NEW_NAME,
@@ -366,6 +368,8 @@ def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(
 
 def test_an_instance_that_cannot_be_removed_here_is_told_and_recover_tries_again(move: Move) -> None:
     move.here.disturb("remove", "fail")
+    move.clusters.east_document["defaults"] |= {"ignore_remove_failures": True}
+    move.clusters.write("east.toml", move.clusters.east_document)
     said = move.run(code=4)
     assert "the instance was not removed" in said
     assert move.there.running
