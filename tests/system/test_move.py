@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -364,6 +365,38 @@ def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(
     said = move.clusters.run("east", "recover")
     assert "runs at cluster west as web1.example.com, and was removed here" in said
     move.check_moved()
+
+
+@pytest.mark.parametrize("stage", ["stop", "send", "verify", "publish", "import", "start", "remove"])
+@pytest.mark.parametrize("moment", ["stage-started", "stage-finished"])
+def test_a_move_that_is_killed_at_any_stage_leaves_the_guest_at_one_of_the_two(move: Move, stage: str, moment: str) -> None:
+    """What it had asked for there goes on, as it does when a network breaks."""
+    events = move.lab.path / "events"
+    process = move.start("--events", str(events), "--shutdown-timeout", "5")  # a stop that was not confirmed is watched so long
+
+    def reached() -> bool:
+        text = events.read_text() if events.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return any(line["event"] == moment and line["stage"] == stage for line in lines if "stage" in line)
+
+    wait_for(lambda: process.poll() is not None or reached(), f"{stage} {moment}")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    with contextlib.suppress(ProcessLookupError):
+        move.kill_there("receive")
+    move.clusters.run("east", "recover")
+    move.clusters.run("west", "recover")
+    assert [move.here.running, move.there.running].count(True) == 1
+    assert move.lab.state().journal == ()
+    if move.there.running:
+        move.there.wait_for_progress()
+        move.check_data(boots=2)
+        assert not move.disks_here[0].exists()
+    else:
+        move.here.wait_for_progress()
+        boots = move.here.marks().boots
+        move.run("--force")
+        move.check_moved(boots=boots + 1)
 
 
 def test_an_instance_that_cannot_be_removed_here_is_told_and_recover_tries_again(move: Move) -> None:
