@@ -20,7 +20,7 @@ from .model import Cluster, Disk, Nic
 from .names import printable
 from .operations.base import RunContext
 from .operations.tuning.request import DEFAULT_SAMPLE, DEFAULT_TIME_S, DEFAULT_WRITE_LIMIT, SearchMethod, TuneRequest
-from .option_defaults import export_options
+from .option_defaults import export_options, move_options
 from .options import Aim, ExportOptions, ImportOptions, KeepPolicy, Setting
 from .records import (
     BenchResult,
@@ -330,7 +330,8 @@ def move(
         grow: new disk sizes in bytes by disk index; a disk may grow, never shrink.
         force: overwrite disks that exist there.
         keep_source_instance: leave the instance here, stopped, in place of removing it.
-        options: of the export; `ExportOptions.dry_run` says what would be done. `remove_instance` counts for nothing here.
+        options: of the export; None takes the cluster's ``[defaults]``, but for what a move decides itself. With
+            `ExportOptions.dry_run` nothing is done but said; what is said of removing the instance counts for nothing here.
         config, plugins, on_event, cancel: as in `export`. Plugins are not known at the other cluster.
 
     Raises:
@@ -355,7 +356,7 @@ def move(
         force=force,
         keep=keep_source_instance,
     )
-    return run_where_it_belongs(MoveOperation, context, instance, request, options or export_options(cluster))
+    return run_where_it_belongs(MoveOperation, context, instance, request, options or move_options(cluster))
 
 
 def guest(

@@ -47,6 +47,12 @@ def export_options(cluster: Cluster, *, profile: Profile | None = None, **given:
     return ExportOptions(**(defaults | asked))
 
 
+def move_options(cluster: Cluster, *, profile: Profile | None = None, **given: Any) -> ExportOptions:
+    """`export_options` of an export that moves its instance: what a move decides itself is not taken from the defaults."""
+    decided = {"shutdown": True, "long_sleep": False, "layout": "diskhaul", "digest": "now"}
+    return export_options(cluster, profile=profile, **{**decided, **given})
+
+
 def import_options(*, profile: Profile | None = None, **given: Any) -> ImportOptions:
     """Return the options of an import: `given` over the path options of `profile` over those of `ImportOptions`.
 

@@ -131,6 +131,16 @@ def test_a_prepared_document_that_was_changed_cut_or_is_none_is_refused(diskhaul
     )
 
 
+def test_what_a_cluster_prepared_itself_it_receives_under_another_name_only(diskhaul: Diskhaul, east: Path) -> None:
+    file = east.parent / "web1.prepared"
+    assert diskhaul("--config", east, "prepare", "web1", "--out", file).code == 0
+    refused = diskhaul("--config", east, "receive", file, "--node", "alpha")
+    assert refused.code == 2
+    assert f"{INSTANCE} was prepared by this very cluster" in refused.err
+    other = diskhaul("--config", east, "receive", file, "--node", "alpha", "--instance-name", "copy", "--timeout", "1")
+    assert "nodes.alpha.options.remote_address: is missing" in other.err  # it went on to what else is needed
+
+
 def test_interfaces_of_a_move_are_read_strictly(diskhaul: Diskhaul, east: Path) -> None:
     for nic in ("mac", "mac=", "colour=red", "mac=1,mac=2", "mac=1,"):
         refused = diskhaul("--config", east, "move", "web1", "--to", "west", "--node", "gamma", "--nic", nic)

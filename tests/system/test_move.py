@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -155,6 +156,8 @@ def test_an_instance_that_is_down_is_moved_and_stays_down(move: Move) -> None:
 
 def test_a_moved_instance_can_be_kept_and_gets_another_name_larger_disks_and_other_interfaces(move: Move) -> None:
     move.configure_west(NEW_NAME)
+    move.clusters.east_document["defaults"] |= {"shutdown": False, "compress": "none", "digest": "later"}
+    move.clusters.write("east.toml", move.clusters.east_document)
     options = (
         "--instance-name",
         NEW_NAME,
@@ -364,8 +367,42 @@ def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(
     move.check_moved()
 
 
+@pytest.mark.parametrize("stage", ["stop", "send", "verify", "publish", "import", "start", "remove"])
+@pytest.mark.parametrize("moment", ["stage-started", "stage-finished"])
+def test_a_move_that_is_killed_at_any_stage_leaves_the_guest_at_one_of_the_two(move: Move, stage: str, moment: str) -> None:
+    """What it had asked for there goes on, as it does when a network breaks."""
+    events = move.lab.path / "events"
+    process = move.start("--events", str(events), "--shutdown-timeout", "5")  # a stop that was not confirmed is watched so long
+
+    def reached() -> bool:
+        text = events.read_text() if events.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return any(line["event"] == moment and line["stage"] == stage for line in lines if "stage" in line)
+
+    wait_for(lambda: process.poll() is not None or reached(), f"{stage} {moment}")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    with contextlib.suppress(ProcessLookupError):
+        move.kill_there("receive")
+    move.clusters.run("east", "recover")
+    move.clusters.run("west", "recover")
+    assert [move.here.running, move.there.running].count(True) == 1
+    assert move.lab.state().journal == ()
+    if move.there.running:
+        move.there.wait_for_progress()
+        move.check_data(boots=2)
+        assert not move.disks_here[0].exists()
+    else:
+        move.here.wait_for_progress()
+        boots = move.here.marks().boots
+        move.run("--force")
+        move.check_moved(boots=boots + 1)
+
+
 def test_an_instance_that_cannot_be_removed_here_is_told_and_recover_tries_again(move: Move) -> None:
     move.here.disturb("remove", "fail")
+    move.clusters.east_document["defaults"] |= {"ignore_remove_failures": True}
+    move.clusters.write("east.toml", move.clusters.east_document)
     said = move.run(code=4)
     assert "the instance was not removed" in said
     assert move.there.running

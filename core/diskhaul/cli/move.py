@@ -81,6 +81,7 @@ def move_command(
     """
     import diskhaul
 
+    from ..option_defaults import move_options as options_of_move
     from .render import notes
 
     cluster = cluster_with(invocation, profile)
@@ -94,7 +95,7 @@ def move_command(
         grow=dict(grow),
         force=force,
         keep_source_instance=keep_source_instance,
-        options=diskhaul.export_options(cluster, **given),
+        options=options_of_move(cluster, **given),
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

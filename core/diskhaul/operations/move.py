@@ -74,7 +74,7 @@ class MoveOperation(Operation[MoveResult]):
     def __init__(self, context: RunContext, instance: str, request: MoveRequest, options: ExportOptions) -> None:
         super().__init__(context)
         self._asked, self.request = instance, request
-        self._options = replace(options, remove_instance=True, dry_run=False)
+        self._options = replace(options, remove_instance=True, ignore_remove_failures=False, dry_run=False)
         self.dry_run = options.dry_run
         self._running = False
         self.instance: Instance

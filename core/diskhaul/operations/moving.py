@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ..errors import OperationFailedError, RefusedError
+from ..errors import DiskhaulError, OperationFailedError, RefusedError
 from ..journal import Journal, UnfinishedRun
-from ..model import Cluster
+from ..model import Cluster, Instance
 from ..remote.other_side import OtherSide
 from .base import RunContext
 from .guest import GuestKeeper, guest_call, guest_runs
+from .plugin_answers import problems_from
 
 ANSWER_S = 900.0
 """How long the other cluster may take to start or stop a guest, with its own attempts and waiting for its own locks."""
@@ -120,5 +122,15 @@ def _finished(context: RunContext, note: MovingNote) -> str:
         raise OperationFailedError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
     if note.keep:
         return f"{where}; here it is down, and was kept as asked"
-    guest_call("remove it", runtime, runtime.remove, instance)
+    try:
+        guest_call("remove it", runtime, runtime.remove, instance)
+    except DiskhaulError as error:
+        if not _has_lost_disks(context, instance):
+            raise
+        # The run that is gone had removed it, or had begun to, and what is not there cannot be removed.
+        return f"{where}, and its removal here had begun; trying it again: {error}"
     return f"{where}, and was removed here"
+
+
+def _has_lost_disks(context: RunContext, instance: Instance) -> bool:
+    return any(problems_from(disk.label, partial(context.host.storage(disk.storage).check, disk)) for disk in instance.disks)

@@ -24,7 +24,7 @@ from ..options import MAX_TIMEOUT_S
 from ..records import ExportRecord, ReceiveResult
 from ..remote.destination import TOKEN_LENGTH, destination_document
 from ..remote.envelope import LIFE, Document
-from ..remote.keys import TAKEN, TakenExports
+from ..remote.keys import TAKEN, RemoteKeys, TakenExports
 from ..remote.prepared import Prepared, check_prepared
 from ..remote.secret import read_secret
 from .base import LockLevel, Operation, RunContext
@@ -96,6 +96,14 @@ class ReceiveOperation(Operation[ReceiveResult]):
         nodes = self.host.inventory().nodes()
         self.node = nodes[expand_name("node", self._asked_node, nodes)]
         self.instance = self._asked_name or self._prepared.instance.name
+        if (
+            self.instance == self._prepared.instance.name
+            and RemoteKeys(self.cluster.state_dir).problem(self._prepared.id) is None
+        ):
+            # Its export would wait for the lock that is held here.
+            raise RefusedError(
+                f"{self.instance} was prepared by this very cluster: export it with --node, or give it another name"
+            )
 
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
         if level is LockLevel.CLUSTER:

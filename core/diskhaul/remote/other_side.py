@@ -24,6 +24,7 @@ from .signing import UnreadableDocumentError, parse, render
 
 _POLL_S = 0.1
 _GRACE_S = 10.0
+_REST_S = 2.0  # for what a command that has ended had still written
 _LONGEST_LINE = 2000
 
 
@@ -105,11 +106,19 @@ class OtherSide:
 
     def _ended(self, process: subprocess.Popen[bytes], limit_s: float, token: CancellationToken | None) -> tuple[bytes, bytes]:
         until = time.monotonic() + limit_s
+        left_open: float | None = None
         try:
             while True:
                 try:
                     return process.communicate(timeout=_POLL_S)
-                except subprocess.TimeoutExpired:
+                except subprocess.TimeoutExpired as waiting:
+                    if process.poll() is not None:
+                        # Something that it left behind, as a shared connection of ssh, may hold its output for long.
+                        left_open = left_open or time.monotonic() + _REST_S
+                        if time.monotonic() > left_open:
+                            _close(process)
+                            return waiting.output or b"", waiting.stderr or b""
+                        continue
                     if token is not None and token.cancelled:
                         raise InterruptedRunError(f"interrupted: {token.reason}") from None
                     if time.monotonic() > until:
@@ -118,9 +127,7 @@ class OtherSide:
                         ) from None
         except BaseException:
             _end(process)
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+            _close(process)
             raise
 
     def _failed(self, arguments: Sequence[str], code: int | None, problems: Sequence[str]) -> OtherSideError:
@@ -189,10 +196,9 @@ class OtherReception:
 
     def _close(self) -> None:
         for reader in self._readers:
-            reader.join(_GRACE_S)
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+            reader.join(_REST_S)
+        if not any(reader.is_alive() for reader in self._readers):  # else it ends with whatever holds the output
+            _close(self._process)
 
     def _read_out(self) -> None:
         assert self._process.stdout is not None
@@ -207,6 +213,12 @@ class OtherReception:
         for line in self._process.stderr:
             self._said.append(line)
             del self._said[:-100]
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
