@@ -78,6 +78,7 @@ def make_cluster(directory: Path, *disks: diskhaul.Disk) -> diskhaul.Cluster:
 def remove_exports(cluster: diskhaul.Cluster) -> None:
     """Remove what an earlier round has made, so that each has the same to do."""
     for node in cluster.nodes:
+        assert node.export_dir is not None
         shutil.rmtree(node.export_dir)
         node.export_dir.mkdir()
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ _START_S = 60.0
 class EtcdCluster:
     """Started when made; `close` ends it. Needs root, ``ip`` and ``etcd``.
 
+    Args:
+        machines: names of further machines that reach the members.
+
     Attributes:
-        network: the members' machines, by `NAMES`.
+        network: the members' machines, by `NAMES`, and the further ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Sequence[str] = ()) -> None:
         memory = Path("/dev/shm")  # elections take long where fsync does
         self._work = Path(tempfile.mkdtemp(prefix="diskhaul-etcd-", dir=memory if memory.is_dir() else None))
         self._members: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            self.network = Network(NAMES)
+            self.network = Network((*NAMES, *machines))
             for name in NAMES:
                 self.start(name)
             self.wait_for_quorum()

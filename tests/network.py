@@ -61,7 +61,8 @@ class Network:
 
     def command(self, name: str, *command: str) -> list[str]:
         """`command` as it is to be started to run on the machine `name`. The process is that of `command` itself."""
-        return ["ip", "netns", "exec", self.namespace(name), *command]
+        # Not by 'ip netns exec': that makes a mount namespace too, in which whatever is mounted now would stay so while it runs.
+        return ["nsenter", f"--net=/run/netns/{self.namespace(name)}", "--", *command]
 
     def disconnect(self, name: str) -> None:
         """Take the link of `name` down: nobody reaches it, nor it anybody. Connections stay, and hang."""

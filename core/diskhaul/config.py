@@ -205,6 +205,10 @@ def _usable(path: object) -> TypeGuard[str]:
     return isinstance(path, str) and bool(path.strip()) and "\0" not in path and not path.startswith("~")
 
 
+_IN_DIRECTORIES = ("directory", "tls")
+"""Transfers whose exports lie in nodes' export directories."""
+
+
 def _path_problems(raw: Mapping[str, Any], base: Path) -> list[str]:
     problems: list[str] = []
     cluster = _table(raw.get("cluster"))
@@ -225,8 +229,11 @@ def _path_problems(raw: Mapping[str, Any], base: Path) -> list[str]:
             problems.append(f"cluster.hook_dir: is not trusted: {problem}")
 
     stores: dict[str, str] = {}
+    needed = _table(raw.get("backends")).get("transfer", "directory") in _IN_DIRECTORIES
     for name, node in _tables(raw, "nodes"):
         export_dir = node.get("export_dir")
+        if export_dir is None and needed:
+            problems.append(f'{_at("nodes", name, "export_dir")}: is missing; add export_dir = "exports"')
         if not _usable(export_dir):
             continue
         where, real = _at("nodes", name, "export_dir"), os.path.realpath(base / export_dir)
@@ -291,7 +298,7 @@ def _cluster(document: Document, file: Path) -> Cluster:
         nodes=tuple(
             Node(
                 name=name,
-                export_dir=base / node.export_dir,
+                export_dir=base / node.export_dir if node.export_dir is not None else None,
                 offline=node.offline,
                 drained=node.drained,
                 options=node.options,

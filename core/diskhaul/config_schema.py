@@ -72,7 +72,7 @@ class ClusterSection(_Section):
 
 
 class NodeSection(_Section):
-    export_dir: PathText
+    export_dir: PathText | None = None
     offline: bool = False
     drained: bool = False
     options: Table = {}

@@ -97,16 +97,16 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine with an export directory.
+    """A machine, and where exports to it lie.
 
     Attributes:
-        export_dir: where exports to this node lie, as that node sees it.
+        export_dir: the directory in which exports to this node lie, as that node sees it; None where the transfer needs none.
         offline: it does not answer and is not asked.
         drained: it takes no new exports.
     """
 
     name: str
-    export_dir: Path
+    export_dir: Path | None = None
     offline: bool = False
     drained: bool = False
     options: Options = field(default_factory=dict)

@@ -177,6 +177,12 @@ def diskhaul_transfers() -> Iterator[TransferSpec]:
         create=_create("transfers.tls.transfer", "TlsTransfer"),
         capability=_capability("transfers.tls.transfer"),
     )
+    yield TransferSpec(
+        name="object",
+        summary="buckets of S3-compatible object stores",
+        create=_create("transfers.object_store.transfer", "ObjectTransfer"),
+        capability=_capability("transfers.object_store"),
+    )
 
 
 @hookimpl

@@ -166,6 +166,13 @@ def test_paths_are_taken_from_the_files_directory_and_links_are_not_followed(
     assert cluster.state_dir.is_absolute()
 
 
+def test_nodes_whose_exports_lie_in_no_directory_need_none(load: Callable[[str], Cluster]) -> None:
+    text = '[cluster]\nname = "lab"\n[backends]\ntransfer = "object"\n[nodes.alpha]\noptions = { bucket = "exports" }\n'
+    assert load(text).nodes[0].export_dir is None
+    with pytest.raises(ConfigurationError, match=r'nodes\.alpha\.export_dir: is missing; add export_dir = "exports"'):
+        load(text.replace('"object"', '"tls"'))
+
+
 def test_reading_creates_nothing(load: Callable[[str], Cluster], tmp_path: Path) -> None:
     load(MINIMAL + WEB)
     assert [entry.name for entry in tmp_path.iterdir()] == ["cluster.toml"]

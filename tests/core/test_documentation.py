@@ -186,26 +186,18 @@ def test_the_commands_of_the_first_steps_run_as_they_stand(tmp_path: Path, requi
     assert not os.listdir(work)
 
 
-def test_the_two_nodes_of_the_tls_page_run_as_they_stand(tmp_path: Path, requires: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("page", "least"), [("tls.md", 8), ("remote.md", 6), ("object.md", 4)])
+def test_the_lab_of_a_page_runs_as_it_stands(tmp_path: Path, requires: Callable[..., None], page: str, least: int) -> None:
+    """One that starts services: they end with it, also where it fails."""
     requires("cmp")
-    commands = "".join(block.content for block in _blocks(DOCS / "tls.md") if block.info == "sh run")
-    assert commands.count("diskhaul ") >= 8
+    commands = "".join(block.content for block in _blocks(DOCS / page) if block.info == "sh run")
+    assert commands.count("diskhaul ") >= least
     work = tmp_path / "work"
     work.mkdir()
+    environment = _environment(tmp_path)
+    environment["PATH"] += f":{Path(sys.executable).parent}"  # where pip puts programs
     cleaned_up = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
-    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, _environment(tmp_path))
-    assert "no damage found" in said
-    assert not os.listdir(work)
-
-
-def test_the_two_clusters_of_the_page_on_remote_exports_run_as_they_stand(tmp_path: Path, requires: Callable[..., None]) -> None:
-    requires("cmp")
-    commands = "".join(block.content for block in _blocks(DOCS / "remote.md") if block.info == "sh run")
-    assert commands.count("diskhaul ") >= 6
-    work = tmp_path / "work"
-    work.mkdir()
-    cleaned_up = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
-    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, _environment(tmp_path))
+    said = _run(["bash", "-eux", "-o", "pipefail", "-c", cleaned_up + commands], work, environment)
     assert "no damage found" in said
     assert not os.listdir(work)
 
@@ -464,17 +456,21 @@ def test_every_key_of_a_configuration_is_described_and_no_other() -> None:
 
 def test_every_option_of_the_built_in_backends_is_described() -> None:
     from diskhaul_plugins.runtimes.command import INHERITED, NEEDED, OPTIONAL
+    from diskhaul_plugins.transfers.object_store.settings import Settings as ObjectSettings
     from diskhaul_plugins.transfers.tls.settings import Settings as TlsSettings
 
     page = DOCS / "configuration.md"
     assert {*NEEDED, *OPTIONAL, *INHERITED, "timeout_s", "environment"} <= _coded(_section(page, "The runtime `command`"))
     assert {field.name for field in fields(KeepPolicy)} <= _coded(_section(page, "The clean-up `keep`"))
     assert "lease_s" in _coded(_section(page, "The lock service `file`"))
-    described = {row[0].strip("`"): row[1] for row in _rows(_section(page, "The transfer `tls`"))[1:]}
-    assert list(described) == [option.name for option in fields(TlsSettings)]
-    for option in fields(TlsSettings):
-        if not isinstance(option.default, str | Path):
-            assert float(described[option.name]) == option.default, option.name
+    for transfer, settings in (("tls", TlsSettings), ("object", ObjectSettings)):
+        described = {row[0].strip("`"): row[1] for row in _rows(_section(page, f"The transfer `{transfer}`"))[1:]}
+        assert list(described) == [option.name for option in fields(settings)]
+        for option in fields(settings):
+            if isinstance(option.default, bool):
+                assert described[option.name] == f"`{str(option.default).lower()}`", option.name
+            elif isinstance(option.default, int | float):
+                assert float(described[option.name]) == option.default, option.name
 
 
 def _command(name: str) -> click.Command:

@@ -34,7 +34,7 @@ def test_every_stage_that_comes_with_backends_has_them() -> None:
         "diskhaul_locks": ["file", "etcd"],
         "diskhaul_snapshots": ["reflink", "btrfs"],
         "diskhaul_zerofills": ["skip", "ext", "swap", "partclone", "fill", "trim"],
-        "diskhaul_transfers": ["directory", "tls"],
+        "diskhaul_transfers": ["directory", "tls", "object"],
         "diskhaul_cleanups": ["others", "keep", "none"],
         "diskhaul_engines": ["local", "dask"],
     }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import types
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from diskhaul.errors import InterruptedRunError, RefusedError, UnreachableNodeEr
 from diskhaul.model import Cluster, Node
 from diskhaul.testing.conformance.engines import EngineConformance
 from diskhaul_plugins.engines.dask import engine as dask_engine
+from diskhaul_plugins.engines.dask import serving
 from diskhaul_plugins.engines.dask.engine import DaskEngine
 
 from ..processes import end
@@ -157,32 +161,287 @@ def test_cancelling_reaches_the_function_and_its_answer_comes_back(engine: DaskE
     assert answer == "stopped: enough"
 
 
-def test_what_waits_for_its_turn_can_be_taken_back_and_brief_functions_need_not_wait(engine: DaskEngine, node: Node) -> None:
-    tokens = [CancellationToken() for _ in range(3)]
-    begun = threading.Barrier(3)
-    answers: list[object] = [None] * 3
+def noting(link: Link, path: Path) -> str:
+    """As `waiting`, and notes that it was begun, and why it ended."""
+    path.write_text("begun")
+    link.send("begun")
+    assert link.token.wait(LONG_S)
+    path.write_text(f"ended: {link.token.reason}")
+    return link.token.reason
 
-    def ask(index: int) -> None:
-        try:
-            answers[index] = engine.run_linked(node, waiting, on_message=lambda _: begun.wait(LONG_S), token=tokens[index])
-        except InterruptedRunError as error:
-            answers[index] = error
 
-    holders = [threading.Thread(target=ask, args=(index,)) for index in range(2)]
-    for thread in holders:
-        thread.start()
-    begun.wait(LONG_S)  # both places of the node are taken
-    third = threading.Thread(target=ask, args=(2,))
-    third.start()
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def on_scheduler(engine: DaskEngine, look: Callable[..., Any]) -> Any:
+    """What ``look(dask_scheduler=...)`` says, called in the scheduler's process."""
+    return dask_engine.connection(engine._settings).client.run_on_scheduler(look)
+
+
+def known_tasks(dask_scheduler: Any) -> set[str]:
+    return set(dask_scheduler.tasks)
+
+
+class Calls:
+    """Functions that run on a node at once, each asked for by a thread of its own.
+
+    Attributes:
+        answers: what came of each, by its number.
+    """
+
+    def __init__(self, engine: DaskEngine, node: Node) -> None:
+        self._engine, self._node = engine, node
+        self.tokens: list[CancellationToken] = []
+        self.answers: dict[int, object] = {}
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, function: Callable[..., Any], *arguments: Any, begun: bool = True, brief: bool = False) -> int:
+        """Ask for one more, and return its number once it has begun, or else once the scheduler knows of it."""
+        number, token, said = len(self.tokens), CancellationToken(), threading.Event()
+
+        def call() -> None:
+            try:
+                self.answers[number] = self._engine.run_linked(
+                    self._node, function, *arguments, on_message=lambda _: said.set(), token=token, brief=brief
+                )
+            except diskhaul.DiskhaulError as error:
+                self.answers[number] = error
+
+        before = on_scheduler(self._engine, known_tasks)
+        self.tokens.append(token)
+        self._threads.append(threading.Thread(target=call))
+        self._threads[-1].start()
+        if begun:
+            assert said.wait(LONG_S)
+        else:
+            wait_until(lambda: on_scheduler(self._engine, known_tasks) > before)
+        return number
+
+    def answer(self, number: int) -> object:
+        self._threads[number].join(LONG_S)
+        return self.answers[number]
+
+    def end(self) -> None:
+        for token in self.tokens:
+            token.cancel("enough")
+        for thread in self._threads:
+            thread.join(LONG_S)
+
+
+@pytest.fixture
+def calls(engine: DaskEngine, node: Node) -> Iterator[Calls]:
+    made = Calls(engine, node)
+    yield made
+    made.end()
+
+
+def test_what_waits_for_its_turn_can_be_taken_back_and_is_never_begun(calls: Calls, tmp_path: Path) -> None:
+    for _ in range(2):
+        calls.ask(waiting)  # both places of the node are taken
+    third = calls.ask(noting, tmp_path / "third", begun=False)
+    calls.tokens[third].cancel("never mind")
+    error = calls.answer(third)
+    assert isinstance(error, InterruptedRunError)
+    assert str(error) == "interrupted before it was begun: never mind"
+    calls.end()
+    assert [calls.answer(number) for number in range(2)] == ["stopped: enough"] * 2
+    assert calls.answer(calls.ask(counting, 1)) == "done"  # what was free for the third one has been free for another
+    assert not (tmp_path / "third").exists()
+
+
+def test_brief_functions_do_not_wait_for_operations_nor_for_those_that_wait(calls: Calls, engine: DaskEngine, node: Node) -> None:
+    for _ in range(2):
+        calls.ask(waiting)
+    for _ in range(3):
+        calls.ask(waiting, begun=False)
     assert engine.run(node, divmod, 7, 2) == (3, 1)
-    tokens[2].cancel("never mind")
-    third.join(LONG_S)
-    assert isinstance(answers[2], InterruptedRunError)
-    for token in tokens[:2]:
-        token.cancel("enough")
-    for thread in holders:
-        thread.join(LONG_S)
-    assert answers[:2] == ["stopped: enough"] * 2
+
+
+def test_cancelling_does_not_wait_for_brief_functions(calls: Calls, tmp_path: Path) -> None:
+    operation = calls.ask(noting, tmp_path / "noted")
+    for _ in range(serving.BRIEF_PLACES):
+        calls.ask(waiting, brief=True)
+    calls.ask(waiting, brief=True, begun=False)
+    calls.tokens[operation].cancel("enough of it")
+    assert calls.answer(operation) == "enough of it"
+    assert len(calls.answers) == 1
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_what_is_raised_where_it_was_asked_for_stops_the_function_and_its_end_is_waited_for(
+    engine: DaskEngine, node: Node, tmp_path: Path, kind: type[BaseException]
+) -> None:
+    def listen(message: object) -> None:
+        raise kind("on the way")
+
+    with pytest.raises(kind, match="on the way") as caught:
+        engine.run_linked(node, noting, tmp_path / "noted", on_message=listen, token=CancellationToken())
+    assert (tmp_path / "noted").read_text() == f"ended: {kind.__name__}: on the way, where it was asked for"
+    assert caught.value.__notes__ == ["node alpha: told to stop; it returned str"]
+
+
+ASKING = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from pathlib import Path
+from tests.plugins.test_engine_dask import *
+directory = Path(sys.argv[3])
+options = {"scheduler": sys.argv[2], "allow_plaintext": True, "shared_state_dir": True}
+engine = DaskEngine(BackendContext(cluster=Cluster(name="lab", state_dir=directory), options=options))
+tell = lambda message: print(message, flush=True)
+alpha = Node(name="alpha", export_dir=directory)
+engine.run_linked(alpha, noting, directory / "noted", on_message=tell, token=CancellationToken())
+"""
+
+
+def test_a_client_that_is_killed_stops_what_it_has_asked_for(cluster: Processes, tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", ASKING, ":".join([root, *filter(None, sys.path)]), cluster.address, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "begun\n"
+        client.kill()
+    wait_until(lambda: (tmp_path / "noted").read_text() == "ended: the client that asked for it is gone")
+
+
+def deaf(link: Link, path: Path) -> None:
+    link.send("begun")
+    until = time.monotonic() + LONG_S
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def test_what_does_not_stop_is_not_waited_for_without_end(cluster: Processes, node: Node, tmp_path: Path) -> None:
+    engine, token = engine_for(cluster, tmp_path, stop_timeout_s=1), CancellationToken()
+    with pytest.raises(UnreachableNodeError, match="was told to stop 1 s ago, and goes on") as caught:
+        engine.run_linked(node, deaf, tmp_path / "go", on_message=lambda _: token.cancel("enough"), token=token)
+    assert caught.value.in_doubt
+    (tmp_path / "go").touch()
+
+
+def test_what_waits_for_a_node_that_is_not_there_can_be_taken_back(cluster: Processes, tmp_path: Path) -> None:
+    calls = Calls(engine_for(cluster, tmp_path, node_timeout_s=LONG_S), Node(name="gamma", export_dir=tmp_path))
+    asked = calls.ask(waiting, begun=False)
+    calls.tokens[asked].cancel("never mind")
+    error = calls.answer(asked)
+    assert isinstance(error, InterruptedRunError)
+    assert str(error) == "interrupted before it was begun: never mind"
+
+
+# --- classes that only one side knows ---------------------------------------------------------------------------------
+
+
+def strange_module(name: str = "strange_module") -> Any:
+    """A module that nobody else has, among those of this process."""
+
+    def init(self: Exception, first: str, second: str) -> None:
+        Exception.__init__(self, f"{first} and {second}")
+
+    module: Any = types.ModuleType(name)
+    module.Strange = type("Strange", (Exception,), {"__module__": name})
+    module.StrangeRefusal = type("StrangeRefusal", (RefusedError,), {"__module__": name})
+    module.Two = type("Two", (Exception,), {"__module__": name, "__init__": init})
+    sys.modules[name] = module
+    return module
+
+
+def failing_strangely(link: Link, kind: str, *arguments: str) -> None:
+    raise getattr(strange_module(), kind)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        (("Strange", "no such thing"), diskhaul.OperationFailedError, "node alpha: failed: Strange: no such thing (it cannot be"),
+        (("StrangeRefusal", "not today"), RefusedError, "node alpha: failed: StrangeRefusal: not today (it cannot be read here"),
+        (
+            ("Two", "this", "that"),
+            diskhaul.OperationFailedError,
+            "node alpha: failed: Two: this and that (it cannot be read here",
+        ),
+    ],
+)
+def test_an_error_that_cannot_be_read_here_arrives_as_text(
+    engine: DaskEngine, node: Node, arguments: tuple[str, ...], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(diskhaul.DiskhaulError) as caught:
+        engine.run_linked(node, failing_strangely, *arguments, on_message=print, token=CancellationToken())
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(said)
+
+
+def answering_strangely(link: Link) -> object:
+    link.send(strange_module().Strange("unheard"))
+    link.send("heard")
+    return strange_module().Strange("returned")
+
+
+def test_an_answer_that_cannot_be_read_here_is_an_error_and_such_a_message_is_left_out(engine: DaskEngine, node: Node) -> None:
+    heard: list[object] = []
+    with pytest.raises(diskhaul.OperationFailedError, match=r"node alpha: returned Strange \(it cannot be read here"):
+        engine.run_linked(node, answering_strangely, on_message=heard.append, token=CancellationToken())
+    assert heard == ["heard"]
+
+
+def test_what_cannot_be_read_on_the_node_is_refused(engine: DaskEngine, node: Node) -> None:
+    try:
+        with pytest.raises(RefusedError, match=r"cannot be read on its node.*module_of_the_client"):
+            engine.run(node, str, strange_module("module_of_the_client").Strange("sent"))
+    finally:
+        del sys.modules["module_of_the_client"]
+
+
+def leaving(link: Link) -> None:
+    sys.exit("away")
+
+
+def test_a_function_that_ends_its_thread_fails_and_its_node_lives_on(engine: DaskEngine, cluster: Processes, node: Node) -> None:
+    with pytest.raises(diskhaul.OperationFailedError, match="ended by SystemExit: away"):
+        engine.run_linked(node, leaving, on_message=print, token=CancellationToken())
+    assert engine.run(node, os.getpid) == cluster.running[1].pid
+
+
+# --- what is left at the scheduler ------------------------------------------------------------------------------------
+
+
+def real_clients(dask_scheduler: Any) -> int:
+    return len(set(dask_scheduler.clients) - {"fire-and-forget"})
+
+
+def table_sizes(dask_scheduler: Any) -> dict[str, int]:
+    """How many entries each of the scheduler's tables has, those without a limit, and its topics and their events."""
+    found = {}
+    for name, table in {**vars(dask_scheduler), **dask_scheduler.extensions}.items():
+        for inner, value in ({"": table} | (vars(table) if name in dask_scheduler.extensions else {})).items():
+            if isinstance(value, Collection) and not isinstance(value, str) and getattr(value, "maxlen", None) is None:
+                found[f"{name} {inner}"] = len(value)
+    topics = dask_scheduler._broker._topics
+    found["topics"] = len(topics)
+    found["events of functions"] = sum(len(topic.events) for name, topic in topics.items() if name.startswith("diskhaul-"))
+    return found
+
+
+def test_what_functions_tell_leaves_nothing_at_the_scheduler(engine: DaskEngine, node: Node) -> None:
+    def look() -> dict[str, int]:
+        """With one client, one that has just come."""
+        dask_engine.disconnect()
+        wait_until(lambda: on_scheduler(engine, real_clients) == 1)
+        engine.run(node, divmod, 7, 2)
+        wait_until(lambda: not on_scheduler(engine, known_tasks))
+        sizes: dict[str, int] = on_scheduler(engine, table_sizes)
+        return sizes
+
+    look()
+    before = look()
+    for _ in range(4):
+        for _ in range(20):
+            assert engine.run_linked(node, counting, 30, on_message=print, token=CancellationToken()) == "done"
+        dask_engine.disconnect()
+    assert look() == before
 
 
 def test_a_node_without_worker_is_unreachable(cluster: Processes, tmp_path: Path) -> None:
@@ -228,6 +487,24 @@ def test_a_process_that_is_killed_in_the_middle_is_told(own: Processes, tmp_path
             on_message=lambda _: own.running[victim].kill(),
             token=CancellationToken(),
         )
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["scheduler", "worker"])
+def test_a_process_that_is_frozen_in_the_middle_is_given_up(own: Processes, tmp_path: Path, victim: int) -> None:
+    engine = engine_for(own, tmp_path, node_timeout_s=2)
+    with pytest.raises(UnreachableNodeError, match="node alpha does not answer") as caught:
+        engine.run_linked(
+            Node(name="alpha", export_dir=tmp_path),
+            deaf,
+            tmp_path / "go",
+            on_message=lambda _: own.running[victim].send_signal(signal.SIGSTOP),
+            token=CancellationToken(),
+        )
+    assert caught.value.in_doubt
+    (tmp_path / "go").touch()
+    own.running[victim].send_signal(signal.SIGCONT)
+    dask_engine.disconnect()
+    assert engine_for(own, tmp_path, node_timeout_s=LONG_S).run(Node(name="alpha", export_dir=tmp_path), divmod, 7, 2) == (3, 1)
 
 
 def test_a_node_that_is_stopped_cancels_what_it_does(own: Processes, tmp_path: Path) -> None:

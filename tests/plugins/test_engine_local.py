@@ -56,3 +56,7 @@ def test_a_function_does_not_run_on_an_offline_node(engine: LocalEngine, tmp_pat
     with pytest.raises(UnreachableNodeError, match="marked offline"):
         engine.run(Node(name="beta", export_dir=tmp_path, offline=True), called.append, 1)
     assert called == []
+
+
+def test_a_node_without_an_export_directory_answers(engine: LocalEngine) -> None:
+    assert engine.run(Node(name="beta"), lambda: 7) == 7

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from diskhaul.api import BackendContext
-from diskhaul.errors import StorageError, UnreachableNodeError
+from diskhaul.errors import ConfigurationError, StorageError, UnreachableNodeError
 from diskhaul.formats.export_id import partial_name, removing_name
 from diskhaul.formats.ganeti import CONFIG_NAME
 from diskhaul.formats.manifest import MANIFEST_NAME
@@ -682,3 +682,8 @@ def calls_of(script: str, exports: Path, tmp_path: Path) -> list[tuple[str, int]
             steps.append((name, counts[name]))
         begun = begun or (name == "write" and rest.startswith('1, "go'))
     return steps
+
+
+def test_a_node_without_an_export_directory_is_refused(transfer: DirectoryTransfer) -> None:
+    with pytest.raises(ConfigurationError, match=r"nodes\.alpha\.export_dir: is missing"):
+        transfer.store(Node(name="alpha"))

@@ -19,6 +19,8 @@ import diskhaul
 from diskhaul.events import Event, StageStarted
 
 from ..network import Network
+from ..plugins.transfer_tls.faulty_proxy import Fault, FaultyProxy
+from ..plugins.transfer_tls.test_resuming import SERVERS_FIRST
 
 LIMIT_S = 120
 MIB = 1 << 20
@@ -313,6 +315,40 @@ def test_a_lock_that_is_lost_while_the_receiver_is_away_is_found_before_publishi
     assert away
     assert lab.guest_runs
     assert lab.exports() == []
+
+
+def test_an_export_that_was_published_unheard_by_a_receiver_that_stays_away_is_told_of_and_recover_removes_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab.work)  # where the commands of the runtime look for the guest
+    proxy = FaultyProxy(lab.serve())
+    lab.configure(proxy.address)
+    config = lab.work / "tls.toml"
+    config.write_text(config.read_text().replace("retry_s = 20", "retry_s = 0.5"))
+    reachable = proxy.upstream
+
+    def go_away() -> None:
+        proxy.upstream = "127.0.0.1:1"
+
+    def lose_answer(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == "publish":
+            proxy.faults = [Fault(proxy.connections, "server", SERVERS_FIRST + 1, how=go_away)]
+
+    try:
+        options = diskhaul.ExportOptions(long_sleep=True)
+        with pytest.raises(diskhaul.DiskhaulError, match="node beta") as failed:
+            diskhaul.export(INSTANCE, node="beta", config=config, options=options, on_event=lose_answer)
+        assert proxy.struck == 1
+        assert failed.value.exit_code == 3
+        assert any("while removing the unfinished export: node beta" in note for note in failed.value.__notes__)
+        assert lab.guest_runs
+        proxy.upstream = reachable
+        (name,) = lab.exports()
+        assert name in lab.run("list", transfer="tls"), "it is whole"
+        lab.run("recover", transfer="tls")
+        assert lab.exports() == []
+    finally:
+        proxy.close()
 
 
 def test_a_key_that_others_can_read_refuses_the_export_before_anything_is_touched(lab: Lab) -> None:

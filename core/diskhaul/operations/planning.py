@@ -80,9 +80,11 @@ def _sample_places(extents: Iterator[Extent], data: int) -> Iterator[tuple[int, 
         passed += extent.length
 
 
-def same_place_problems(disks: Sequence[Disk], export_dir: Path, target: str) -> list[str]:
-    """Reasons why exporting `disks` to `export_dir` would write into what is being read."""
+def same_place_problems(disks: Sequence[Disk], export_dir: Path | None, target: str) -> list[str]:
+    """Reasons why exporting `disks` to `export_dir`, if there is one, would write into what is being read."""
     problems: list[str] = []
+    if export_dir is None:
+        return problems
     holders = _devices_under(export_dir)
     directory = os.path.realpath(export_dir)
     for disk in disks:

@@ -363,7 +363,8 @@ class ImportOperation(CatalogOperation[ImportResult]):
             for place in self._places(disk)
         }
         export = os.path.realpath(self._reader.location)
-        stores = {os.path.realpath(node.export_dir): node.name for node in self.host.inventory().nodes().values()}
+        nodes = self.host.inventory().nodes().values()
+        stores = {os.path.realpath(node.export_dir): node.name for node in nodes if node.export_dir is not None}
         seen: set[str] = set()
         for target in self._targets:
             places = self._places(target.disk)

@@ -1,4 +1,4 @@
-"""Engine ``local``: every node is a directory on this machine, so a node's functions simply run here."""
+"""Engine ``local``: every node is a directory or a bucket that this machine reaches, so a node's functions simply run here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def capability() -> Capability:
 
 
 class LocalEngine(Engine):
-    """Runs functions in the calling thread. A node "answers" when it is not offline and its export directory is there."""
+    """Runs functions in the calling thread. A node "answers" when it is not offline and its export directory (if any) exists."""
 
     def __init__(self, context: BackendContext) -> None:
         pass
@@ -31,7 +31,7 @@ class LocalEngine(Engine):
         """
         if node.offline:
             raise UnreachableNodeError(node.name, f"node {node.name}: marked offline; remove 'offline' to use it again")
-        if not os.path.isdir(node.export_dir):
+        if node.export_dir is not None and not os.path.isdir(node.export_dir):
             state = "is not a directory" if os.path.lexists(node.export_dir) else "does not exist"
             raise UnreachableNodeError(
                 node.name,

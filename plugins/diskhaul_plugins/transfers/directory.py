@@ -35,7 +35,7 @@ from diskhaul.api import (
     ExportWriter,
     Transfer,
 )
-from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
+from diskhaul.errors import ConfigurationError, DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.formats.export_id import is_export_id, parse_partial, parse_removing, partial_name, removing_name
 from diskhaul.model import Node
 from diskhaul.names import name_problem, printable
@@ -68,6 +68,8 @@ class DirectoryTransfer(Transfer):
         self._context = context
 
     def store(self, node: Node, /) -> DirectoryStore:
+        if node.export_dir is None:
+            raise ConfigurationError(f'nodes.{node.name}.export_dir: is missing; add export_dir = "exports"')
         path = os.path.abspath(node.export_dir)
         try:
             os.stat(path)

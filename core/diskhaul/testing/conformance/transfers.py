@@ -14,10 +14,11 @@ from diskhaul.api import (
     DirectStoreFile,
     ExportReader,
     ExportStore,
+    RetryingExportWriter,
     StoreFile,
     Transfer,
 )
-from diskhaul.errors import DiskhaulError, UnreachableNodeError
+from diskhaul.errors import DiskhaulError, LockLostError, UnreachableNodeError
 from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.host import with_defaults
 from diskhaul.model import Node
@@ -173,6 +174,29 @@ class TransferConformance:
         writer.publish(MANIFEST)
         writer.abort()
         assert list(store.exports(INSTANCE)) == [NEW]
+
+    def test_a_writer_that_tries_to_publish_again_asks_before_each_try(self, store: ExportStore) -> None:
+        writer = store.begin(INSTANCE, NEW)
+        if not isinstance(writer, RetryingExportWriter):
+            writer.abort()
+            return  # it need not be
+        put(writer.create("disk-0.raw"), b"bytes")
+
+        def refuse() -> None:
+            raise LockLostError("lost meanwhile")
+
+        with pytest.raises(LockLostError):
+            writer.publish_while(MANIFEST, refuse)
+        assert list(store.exports(INSTANCE)) == []
+        writer.abort()
+        assert list(store.partials(INSTANCE)) == []
+        again = store.begin(INSTANCE, NEW)
+        assert isinstance(again, RetryingExportWriter)
+        put(again.create("disk-0.raw"), b"bytes")
+        asked: list[list[str]] = []
+        again.publish_while(MANIFEST, lambda: asked.append(list(store.exports(INSTANCE))))
+        assert asked == [[]]
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw") == b"bytes"
 
     def test_a_file_that_is_not_finished_keeps_the_export_from_being_published(self, store: ExportStore) -> None:
         writer = store.begin(INSTANCE, NEW)

@@ -14,11 +14,12 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diskhaul.api import BackendContext, Engine
 from diskhaul.cancellation import CancellationToken
-from diskhaul.errors import InterruptedRunError, OperationFailedError, RefusedError, UnreachableNodeError
+from diskhaul.errors import DiskhaulError, InterruptedRunError, OperationFailedError, RefusedError, UnreachableNodeError
 from diskhaul.model import Node
 from diskhaul.this_node import this_node
 
@@ -31,12 +32,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _POLL_S = 0.2
 _LOOK_S = 2.0
-_BRIEF = "-brief"
+_CLOSE_S = 10.0
 
 
-def resource(node: str, *, brief: bool = False) -> str:
-    """What Dask calls a place on `node`: one of those for operations, or one of the others."""
-    return f"node-{node}{_BRIEF if brief else ''}"
+class Place(Enum):
+    """What a node has places for. Those of one kind never wait for another kind.
+
+    A worker looks only at the first of those that wait, so the more urgent have to be before the others: `urgency`.
+    """
+
+    OPERATION = "", 0
+    BRIEF = "-brief", 1
+    CONTROL = "-control", 2
+    """Stops the others: never waits for anything but its own kind, which takes no time."""
+
+    def __init__(self, suffix: str, urgency: int) -> None:
+        self.suffix, self.urgency = suffix, urgency
+
+    def on(self, node: str) -> str:
+        """What Dask calls such a place on `node`."""
+        return f"node-{node}{self.suffix}"
 
 
 class DaskEngine(Engine):
@@ -81,7 +96,7 @@ class DaskEngine(Engine):
         except Exception as error:
             raise RefusedError(f"node {node.name}: what it is to do cannot be sent there: {error}") from error
         call = _Call(connection(self._settings), self._settings, node, token, on_message)
-        outcome = call.perform(payload, brief=brief)
+        outcome = call.perform(payload, Place.BRIEF if brief else Place.OPERATION)
         if outcome.raised is not None:
             raise outcome.raised
         answer: T = outcome.returned
@@ -114,7 +129,7 @@ class Connection:
 
         self._lock = threading.Lock()
         self._inboxes: dict[str, queue.SimpleQueue[Any]] = {}
-        self.topic = f"diskhaul-{uuid.uuid4().hex}"
+        self._limit_s = settings.node_timeout_s
         timeout = f"{settings.node_timeout_s}s"
         try:
             with dask.config.set({"distributed.comm.timeouts.connect": timeout}):
@@ -126,6 +141,7 @@ class Connection:
                 f"the Dask scheduler at {settings.scheduler} cannot be reached: {_said(error)}; "
                 "is 'diskhaul node scheduler' running there?"
             ) from error
+        self.topic = tasks.topic_of(self.client.id)
         self.client.subscribe_topic(self.topic, self._sort)
 
     @property
@@ -137,7 +153,7 @@ class Connection:
         with self._lock:
             inbox = self._inboxes.get(content["key"])
         if inbox is not None:
-            inbox.put(pickle.loads(content["message"]))  # from a node of our own, over the CA's TLS
+            inbox.put(content["message"])
 
     def open(self, key: str) -> queue.SimpleQueue[Any]:
         with self._lock:
@@ -148,10 +164,21 @@ class Connection:
         with self._lock:
             del self._inboxes[key]
 
+    def submit(self, place: str, urgency: int, key: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have ``function(*arguments)`` run at `place`, once."""
+        return self.client.submit(function, *arguments, key=key, pure=False, retries=0, priority=urgency, resources={place: 1})
+
     def serves(self, place: str) -> bool:
-        """Whether some worker has the resource `place`."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return any(place in worker.get("resources", {}) for worker in workers.values())
+        """Whether some worker has the resource `place`.
+
+        Raises:
+            Exception: the scheduler does not say so in time.
+        """
+        scheduler = self.client.scheduler
+        if scheduler is None:
+            return False
+        known = self.client.sync(scheduler.identity, n_workers=-1, callback_timeout=self._limit_s)
+        return any(place in worker.get("resources", {}) for worker in known["workers"].values())
 
 
 _connections: dict[DaskSettings, Connection] = {}
@@ -177,10 +204,24 @@ def disconnect() -> None:
     """Close all connections of this process."""
     with _connecting:
         while _connections:
-            _connections.popitem()[1].client.close()
+            _connections.popitem()[1].client.close(timeout=_CLOSE_S)
 
 
 # --- one call ---------------------------------------------------------------------------------------------------------
+
+
+class _OverError(Exception):
+    """Nothing more will be heard of the function; `error` says what is known."""
+
+    def __init__(self, error: DiskhaulError) -> None:
+        self.error = error
+
+
+class _Item(Enum):
+    """What is in an inbox besides messages."""
+
+    ANSWERED = "the function has ended, or was lost"
+    STOPPED = "its node knows that it is to stop"
 
 
 class _Call:
@@ -197,85 +238,130 @@ class _Call:
         self._way, self._settings, self._node = way, settings, node
         self._token, self._on_message = token, on_message
         self._key = f"diskhaul-{node.name}-{uuid.uuid4().hex}"
-        self._begun = self._told_to_stop = False
+        self._begun = False
+        self._stopping: Future[None] | None = None
+        self._stopped_at = 0.0
         self._last_seen = self._looked = time.monotonic()
 
-    def perform(self, payload: bytes, *, brief: bool) -> tasks.Outcome:
-        place = resource(self._node.name, brief=brief)
-        inbox = self._way.open(self._key)
+    def perform(self, payload: bytes, place: Place) -> tasks.Outcome:
+        inbox = self._inbox = self._way.open(self._key)
         try:
-            future = self._way.client.submit(
-                tasks.perform,
-                self._key,
-                self._way.topic,
-                payload,
-                key=self._key,
-                pure=False,
-                retries=0,
-                resources={place: 1},
+            self._future = self._way.submit(
+                place.on(self._node.name), place.urgency, self._key, tasks.perform, self._key, self._way.topic, payload
             )
             try:
-                answer = self._answer(future, inbox, place)
+                self._future.add_done_callback(lambda _: inbox.put(_Item.ANSWERED))
+                return self._outcome()
             finally:
-                future.release()
-            self._listen(inbox)
+                self._future.release()
+                if self._stopping is not None:
+                    self._stopping.release()
         finally:
             self._way.shut(self._key)
-        outcome: tasks.Outcome = pickle.loads(answer)  # from a node of our own, over the CA's TLS
-        return outcome
 
-    def _answer(self, future: Future[bytes], inbox: queue.SimpleQueue[Any], place: str) -> bytes:
+    def _outcome(self) -> tasks.Outcome:
+        """What came of the function.
+
+        What is raised here meanwhile (by who listens, or by Ctrl-C) stops it, and is raised once it has ended; a second time, at
+        once.
+        """
+        failure: BaseException | None = None
         while True:
-            self._listen(inbox)
             try:
-                answer: bytes = future.result(timeout=_POLL_S)
-                return answer
-            except TimeoutError:
-                pass
-            except CancelledError as error:
-                raise self._gone(f"the Dask scheduler at {self._settings.scheduler} was lost") from error
-            except Exception as error:  # KilledWorker, a broken connection: what the function raised is in the answer
-                raise self._gone(f"its worker is gone ({_said(error)})") from error
-            if self._token.cancelled and not self._told_to_stop:
-                self._stop(future)
-            self._look(future, place)
+                outcome = self._step()
+                if outcome is None:
+                    continue
+                if failure is None:
+                    return outcome
+                failure.add_note(f"node {self._node.name}: told to stop; it {outcome.said}")
+            except _OverError as over:
+                if failure is None:
+                    raise over.error from over.__cause__
+                failure.add_note(str(over.error))
+            except BaseException as error:
+                if failure is None:
+                    failure = error
+                    self._on_message = _ignore
+                    self._stop(f"{_said(error)}, where it was asked for")
+                    continue
+                failure.add_note(f"node {self._node.name}: told to stop; nobody waited for the end of what it does")
+            raise failure
 
-    def _listen(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while not inbox.empty():
-            message = inbox.get()
-            if message == tasks.BEGUN:
-                self._begun = True
-            else:
-                self._on_message(message)
-
-    def _stop(self, future: Future[bytes]) -> None:
-        """Have the function cancelled; one that waits for its turn is taken back."""
-        self._told_to_stop = True
-        place = resource(self._node.name, brief=True)
-        told = self._way.client.submit(
-            tasks.cancel, self._key, self._token.reason, key=f"{self._key}-cancel", pure=False, resources={place: 1}
-        )
-        from distributed import fire_and_forget
-
-        fire_and_forget(told)
-        if not self._begun:
-            future.cancel()
-            raise InterruptedRunError(f"interrupted: {self._token.reason}")
-
-    def _look(self, future: Future[bytes], place: str) -> None:
-        """Now and then look whether the node is there; give up once it was not for too long."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_S:
-            return
-        self._looked = now
+    def _step(self) -> tasks.Outcome | None:
+        """Take what has come, or wait a little for it."""
+        if self._token.cancelled and self._stopping is None:
+            self._stop(self._token.reason)
         try:
-            if self._way.serves(place):
+            item = self._inbox.get(timeout=_POLL_S)
+        except queue.Empty:
+            item = None
+        if item is _Item.ANSWERED:
+            return self._answer()
+        if item is _Item.STOPPED and not self._begun:  # the node would have said so before
+            raise self._not_begun()
+        if isinstance(item, bytes):
+            self._hear(item)
+        self._look()
+        return None
+
+    def _hear(self, message: bytes) -> None:
+        if message == tasks.BEGUN:
+            self._begun = True
+            return
+        try:
+            read = pickle.loads(message)  # from a node of our own, over the CA's TLS
+        except Exception:  # an event of a plugin that is not here: nobody here could show it
+            return
+        self._on_message(read)
+
+    def _answer(self) -> tasks.Outcome:
+        try:
+            answer: tasks.Answer = self._future.result(timeout=self._settings.node_timeout_s)
+        except CancelledError as error:
+            raise _OverError(self._gone(f"the Dask scheduler at {self._settings.scheduler} was lost")) from error
+        except Exception as error:  # KilledWorker, a broken connection: what the function raised is in the answer
+            raise _OverError(self._gone(f"its worker is gone ({_said(error)})")) from error
+        return answer.outcome(self._node.name)
+
+    def _stop(self, reason: str) -> None:
+        """Have the function cancelled. One that has not begun never will."""
+        inbox = self._inbox
+        self._stopped_at, self._looked = time.monotonic(), -_LOOK_S
+        self._stopping = self._way.submit(
+            Place.CONTROL.on(self._node.name), Place.CONTROL.urgency, f"{self._key}-cancel", tasks.cancel, self._key, reason
+        )
+
+        def told(stopping: Future[None]) -> None:
+            if stopping.status == "finished":
+                inbox.put(_Item.STOPPED)
+
+        self._stopping.add_done_callback(told)
+
+    def _look(self) -> None:
+        """Now and then look whether the node is there; give up once it was not, or did not end what it does, for too long."""
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        try:
+            if self._way.serves(Place.CONTROL.on(self._node.name)):
                 self._last_seen = time.monotonic()
+            elif self._stopping is not None and not self._begun and not self._future.done():
+                raise self._not_begun()
+        except _OverError:
+            raise
         except Exception:  # the scheduler does not answer: so does the node not
             pass
-        if time.monotonic() - self._last_seen > self._settings.node_timeout_s:
-            future.cancel()
-            raise self._gone(f"it has no worker at the scheduler {self._settings.scheduler}; start it: diskhaul node serve")
+        now = self._looked = time.monotonic()
+        if now - self._last_seen > self._settings.node_timeout_s:
+            self._future.cancel()
+            raise _OverError(
+                self._gone(f"it has no worker at the scheduler {self._settings.scheduler}; start it: diskhaul node serve")
+            )
+        if self._stopping is not None and now - self._stopped_at > self._settings.stop_timeout_s:
+            raise _OverError(self._gone(f"what it does was told to stop {self._settings.stop_timeout_s:g} s ago, and goes on"))
+
+    def _not_begun(self) -> _OverError:
+        self._future.cancel()
+        return _OverError(InterruptedRunError(f"interrupted before it was begun: {self._token.reason}"))
 
     def _gone(self, why: str) -> UnreachableNodeError:
         text = f"node {self._node.name} does not answer: {why}"

@@ -13,11 +13,14 @@ from diskhaul.errors import OperationFailedError
 from diskhaul.model import Node
 
 from . import tasks
-from .engine import disconnect, resource
+from .engine import Place, disconnect
+from .forgetting import Forgetting
 from .settings import DaskSettings
 
 BRIEF_PLACES = 8
 """How many brief functions a node runs at once, besides its operations."""
+CONTROL_PLACES = 1
+"""How many functions at once stop others; each takes no time."""
 _STOP_S = 60.0
 _LEAST_SILENCE_S = 5.0  # workers are heard of every half second or so, unless they are busy
 _ANSWERS_S = 0.5  # for the last answers to leave
@@ -74,14 +77,17 @@ async def _work(settings: DaskSettings, node: Node, token: CancellationToken, te
     from distributed import Worker
 
     tried = 0
-    places: dict[str, float] = {resource(node.name): settings.slots, resource(node.name, brief=True): BRIEF_PLACES}
+    places = {Place.OPERATION: settings.slots, Place.BRIEF: BRIEF_PLACES, Place.CONTROL: CONTROL_PLACES}
+    resources: dict[str, float] = {place.on(node.name): number for place, number in places.items()}
     with tempfile.TemporaryDirectory(prefix="diskhaul-node-") as scratch:
         while not token.cancelled:
             try:
                 async with Worker(
                     settings.scheduler,
-                    nthreads=settings.slots + BRIEF_PLACES,
-                    resources=places,
+                    nthreads=sum(places.values()),
+                    resources=resources,
+                    plugins=(tasks.Unwanted(),),
+                    extensions={},
                     security=settings.security(),
                     memory_limit=0,
                     local_directory=scratch,
@@ -117,16 +123,20 @@ async def _schedule(settings: DaskSettings, token: CancellationToken, tell: Call
 
     protocol, _, rest = settings.scheduler.partition("://")
     host, _, port = rest.rpartition(":")
-    async with Scheduler(
-        protocol=f"{protocol}://",
-        host=host.strip("[]"),
-        port=int(port),
-        security=settings.security(),
-        dashboard=False,
-        dashboard_address=_NOBODYS_PORT,
-    ) as scheduler:
-        tell(f"scheduler: listening at {scheduler.address}")
-        await _until(token, scheduler.finished())
+    with tempfile.TemporaryDirectory(prefix="diskhaul-node-") as scratch:
+        async with Scheduler(
+            protocol=f"{protocol}://",
+            host=host.strip("[]"),
+            port=int(port),
+            security=settings.security(),
+            extensions={},  # what Dask can do besides running functions; "spans" keeps notes of all that ever ran
+            local_directory=scratch,
+            dashboard=False,
+            dashboard_address=_NOBODYS_PORT,
+        ) as scheduler:
+            scheduler.add_plugin(Forgetting(scheduler))
+            tell(f"scheduler: listening at {scheduler.address}")
+            await _until(token, scheduler.finished())
 
 
 async def _until(token: CancellationToken, other: Awaitable[Any]) -> None:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from distributed.security import Security
 
 DEFAULT_NODE_TIMEOUT_S = 20.0
+DEFAULT_STOP_TIMEOUT_S = 300.0
 DEFAULT_SLOTS = 4
 _ADDRESS = re.compile(r"(tls|tcp)://[^\s/:]+:\d{1,5}\Z|(tls|tcp)://\[[0-9A-Fa-f:.]+\]:\d{1,5}\Z")
-_KNOWN = ("scheduler", "ca", "cert", "key", "allow_plaintext", "node_timeout_s", "slots", "shared_state_dir")
+_KNOWN = ("scheduler", "ca", "cert", "key", "allow_plaintext", "node_timeout_s", "stop_timeout_s", "slots", "shared_state_dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class DaskSettings:
         scheduler: ``tls://HOST:PORT``.
         ca, cert, key: PEM files; None only where plaintext is allowed.
         node_timeout_s: how long a node may be silent, and then missing, before it counts as unreachable, seconds.
+        stop_timeout_s: how long what runs on a node may go on after it was told to stop, until nobody waits for it, seconds.
         slots: how many operations a node runs at once.
     """
 
@@ -38,6 +40,7 @@ class DaskSettings:
     cert: Path | None = None
     key: Path | None = None
     node_timeout_s: float = DEFAULT_NODE_TIMEOUT_S
+    stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     slots: int = DEFAULT_SLOTS
 
     @property
@@ -74,21 +77,26 @@ def settings_from(context: BackendContext) -> DaskSettings:
             "use tls:// with ca, cert and key, or say allow_plaintext = true for a network that is nobody else's"
         )
     files = _files(context, options, problems, wanted=encrypted)
-    timeout_s = options.get("node_timeout_s", DEFAULT_NODE_TIMEOUT_S)
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 1 <= timeout_s <= 86400:
-        problems.append(f"backend_options.dask.node_timeout_s: {timeout_s!r} is not a number of seconds from 1 to 86400")
+    timeouts = {"node_timeout_s": DEFAULT_NODE_TIMEOUT_S, "stop_timeout_s": DEFAULT_STOP_TIMEOUT_S}
+    for name in timeouts:
+        value = options.get(name, timeouts[name])
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 86400:
+            problems.append(f"backend_options.dask.{name}: {value!r} is not a number of seconds from 1 to 86400")
+        else:
+            timeouts[name] = float(value)
     slots = options.get("slots", DEFAULT_SLOTS)
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 1000:
         problems.append(f"backend_options.dask.slots: {slots!r} is not a number from 1 to 1000")
     if context.cluster.backends.get("lock", "file") == "file" and options.get("shared_state_dir") is not True:
         problems.append(
-            "backends.lock: lock files keep apart the processes of one machine only: with engine dask use a lock service, "
+            "backends.lock: lock files keep apart the processes of one machine only: with engine dask use the lock service etcd, "
             "or say backend_options.dask.shared_state_dir = true where all nodes mount the same state_dir"
         )
     if problems:
         raise RefusedError(problems)
     assert isinstance(scheduler, str)
-    return DaskSettings(scheduler=scheduler, node_timeout_s=float(timeout_s), slots=slots, **files)
+    node_timeout_s, stop_timeout_s = timeouts.values()
+    return DaskSettings(scheduler=scheduler, node_timeout_s=node_timeout_s, stop_timeout_s=stop_timeout_s, slots=slots, **files)
 
 
 def _files(context: BackendContext, options: Mapping[str, Any], problems: list[str], *, wanted: bool) -> dict[str, Path]:

@@ -5,20 +5,34 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import get_worker
+from distributed import WorkerPlugin, get_worker
 
 from diskhaul.api import Link
 from diskhaul.cancellation import CancellationToken
-from diskhaul.errors import OperationFailedError
+from diskhaul.errors import (
+    DiskhaulError,
+    InterruptedRunError,
+    LockError,
+    OperationFailedError,
+    RefusedError,
+    VerificationError,
+)
 
-BEGUN = "begun"
-"""The first message of every function."""
+BEGUN = b"begun"
+"""The first message of every function; the others are pickled."""
 _MOST_REMEMBERED = 1000
+_LONGEST_TEXT = 20_000
+_TOLD_APART = (RefusedError, LockError, VerificationError, InterruptedRunError, OperationFailedError)
+
+
+def topic_of(client: str) -> str:
+    """What Dask calls the events that are for that client of its scheduler."""
+    return f"diskhaul-{client}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,45 @@ class Outcome:
 
     returned: Any = None
     raised: BaseException | None = None
+
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        if self.raised is None:
+            return f"returned {type(self.returned).__name__}"
+        return f"failed: {type(self.raised).__name__}: {self.raised}"[:_LONGEST_TEXT]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A pickled outcome, and what is said instead of it where it cannot be read: it may be of a class that is only on the node.
+
+    Attributes:
+        kind: an error of diskhaul's own, and the nearest to what was raised.
+    """
+
+    pickled: bytes
+    said: str
+    kind: type[DiskhaulError]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Answer:
+        kind = next((kind for kind in _TOLD_APART if isinstance(outcome.raised, kind)), OperationFailedError)
+        said = outcome.said
+        try:
+            return cls(pickle.dumps(outcome), said, kind)
+        except Exception as why:
+            if outcome.raised is None:
+                said = f"the answer cannot be sent between nodes: {type(why).__name__}: {why}"
+            return cls(pickle.dumps(Outcome(raised=kind(said))), said, kind)
+
+    def outcome(self, node: str) -> Outcome:
+        try:
+            read: Outcome = pickle.loads(self.pickled)  # from a node of our own, over the CA's TLS
+            return read
+        except Exception as why:  # whatever a class that is read does
+            hint = f"it cannot be read here, where something differs from there: {type(why).__name__}: {why}"
+            return Outcome(raised=self.kind(f"node {node}: {self.said} ({hint})"))
 
 
 class WorkerLink(Link):
@@ -42,7 +95,13 @@ class WorkerLink(Link):
         return self._token
 
     def send(self, message: object, /) -> None:
-        self._worker.log_event(self._topic, {"key": self._key, "message": pickle.dumps(message)})
+        self._send(pickle.dumps(message))
+
+    def tell_begun(self) -> None:
+        self._send(BEGUN)
+
+    def _send(self, message: bytes) -> None:
+        self._worker.log_event(self._topic, {"key": self._key, "message": message})
 
 
 class _Running:
@@ -55,10 +114,16 @@ class _Running:
 
     @contextmanager
     def entered(self, key: str, link: WorkerLink) -> Iterator[None]:
+        """For as long as a function runs.
+
+        Raises:
+            InterruptedRunError: it was cancelled before it came.
+        """
         with self._lock:
-            self._links[key] = link
             if key in self._cancelled:
-                link.token.cancel(self._cancelled.pop(key))
+                raise InterruptedRunError(f"interrupted before it was begun: {self._cancelled.pop(key)}")
+            self._links[key] = link
+            link.tell_begun()  # before anybody who cancels it is answered
         try:
             yield
         finally:
@@ -86,28 +151,27 @@ class _Running:
 RUNNING = _Running()
 
 
-def perform(key: str, topic: str, payload: bytes) -> bytes:
-    """Run a pickled ``(function, arguments)`` with a link before the arguments; return the pickled `Outcome`."""
+def perform(key: str, topic: str, payload: bytes) -> Answer:
+    """Run a pickled ``(function, arguments)`` with a link before the arguments."""
     link = WorkerLink(key, topic)
-    with RUNNING.entered(key, link):
-        try:
-            link.send(BEGUN)
-            function, arguments = pickle.loads(payload)  # who may speak to this worker may run anything here
-            outcome = Outcome(returned=function(link, *arguments))
-        except BaseException as error:  # whatever it is: the one who asked is to know, and this worker lives on
-            outcome = Outcome(raised=error)
-    return _pickled(outcome)
-
-
-def _pickled(outcome: Outcome) -> bytes:
     try:
-        return pickle.dumps(outcome)
-    except Exception as why:
-        if outcome.raised is None:
-            problem = OperationFailedError(f"the answer cannot be sent between nodes: {type(why).__name__}: {why}")
-        else:
-            problem = OperationFailedError(f"{type(outcome.raised).__name__}: {outcome.raised}")
-        return pickle.dumps(Outcome(raised=problem))
+        with RUNNING.entered(key, link):
+            function, arguments = _read(payload)
+            outcome = Outcome(returned=function(link, *arguments))
+    except Exception as error:  # whatever it is: the one who asked is to know, and this worker lives on
+        outcome = Outcome(raised=error)
+    except BaseException as error:  # SystemExit and the like: not to end the one who asked
+        outcome = Outcome(raised=OperationFailedError(f"ended by {type(error).__name__}: {error}"))
+    return Answer.of(outcome)
+
+
+def _read(payload: bytes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    try:
+        read: tuple[Callable[..., Any], tuple[Any, ...]] = pickle.loads(payload)  # who may speak to this worker may run anything
+        return read
+    except Exception as error:
+        problem = f"what is to be done cannot be read on its node, where something is missing: {type(error).__name__}: {error}"
+        raise RefusedError(problem) from error
 
 
 def without_link(link: Link, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -116,5 +180,13 @@ def without_link(link: Link, function: Callable[..., Any], *arguments: Any) -> A
 
 
 def cancel(key: str, reason: str) -> None:
-    """Cancel a function that runs here, or will."""
+    """Cancel a function that runs here; one that has yet to come will not be begun."""
     RUNNING.cancel(key, reason)
+
+
+class Unwanted(WorkerPlugin):
+    """Cancels what nobody waits for any more: its client is gone, and so the scheduler has let go of the task."""
+
+    def transition(self, key: Hashable, start: str, finish: str, **_: Any) -> None:
+        if start in ("executing", "long-running") and finish == "released":
+            RUNNING.cancel(str(key), "the client that asked for it is gone")

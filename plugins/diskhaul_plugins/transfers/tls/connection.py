@@ -75,10 +75,12 @@ class Connection:
 
     def send_raw(self, *parts: Buffer) -> None:
         """Send a whole frame that has its head."""
+        write = self._tls.write
         try:
             for part in parts:
-                if len(part):
-                    self._tls.sendall(part)
+                view, sent, length = memoryview(part), 0, len(part)
+                while sent < length:  # once for each TLS record, so it is kept short
+                    sent += write(view[sent:])
         except (OSError, ValueError) as error:
             raise _broken(error) from error
 
@@ -94,10 +96,9 @@ class Connection:
 
     def receive_into(self, view: memoryview) -> None:
         """Fill the whole of `view`."""
-        received, length = 0, len(view)
         try:
-            while received < length:
-                received += self._received(view[received:])
+            if self._filled(view) < len(view):
+                raise TimeoutError
         except (OSError, ValueError) as error:
             raise _broken(error) from error
 
@@ -107,23 +108,32 @@ class Connection:
         try:
             self._tls.settimeout(_CHECK_S if self._timeout_s is None else min(_CHECK_S, self._timeout_s))
             while received < length:
-                try:
-                    received += self._received(view[received:])
-                    heard = time.monotonic()
-                except TimeoutError:
+                before = received
+                received = self._filled(view, received)
+                if received < length:  # and nothing has come for a while
                     check()
-                    if self._timeout_s is not None and time.monotonic() >= heard + self._timeout_s:
-                        raise
+                    now = time.monotonic()
+                    heard = now if received > before else heard
+                    if self._timeout_s is not None and now >= heard + self._timeout_s:
+                        raise TimeoutError
         except (OSError, ValueError) as error:
             raise _broken(error) from error
         finally:
             self._tls.settimeout(self._timeout_s)
 
-    def _received(self, view: memoryview) -> int:
-        count = self._tls.recv_into(view)
-        if not count:
-            raise BrokenConnectionError("the other end closed the connection")
-        return count
+    def _filled(self, view: memoryview, received: int = 0) -> int:
+        """Fill what is left of `view`; returns up to where, which is its end unless nothing came for the socket's timeout."""
+        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # with a buffer it counts
+        length = len(view)
+        try:
+            while received < length:  # once for each TLS record, so it is kept short
+                count = read(length - received, view[received:])
+                if not count:
+                    raise BrokenConnectionError("the other end closed the connection")
+                received += count
+        except TimeoutError:
+            pass
+        return received
 
     def discard(self, kind: Kind, length: int) -> None:
         """Receive the next frame, of this kind and length, and keep nothing of it.

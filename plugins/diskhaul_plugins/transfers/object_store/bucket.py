@@ -1,0 +1,199 @@
+"""The objects of one bucket, through obstore."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from diskhaul.errors import ConfigurationError
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+    from obstore.store import S3Store
+except ImportError as error:
+    raise ConfigurationError("the transfer object needs obstore: pip install 'diskhaul[object]'") from error
+
+from .credentials import Credentials
+from .faults import RequestError, patiently
+from .settings import Place, Settings
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential
+
+T = TypeVar("T")
+_STATUS = re.compile(r"(?:status code: |HTTP status (?:client|server) error \()(\d{3})")
+_CAUSES = ("Connection refused", "Connection reset", "timed out", "dns error", "certificate", "connection closed")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object: its size in bytes, and the tag that changes with its content."""
+
+    key: str
+    size: int
+    tag: str
+
+
+class Bucket:
+    """Puts, gets, lists and deletes whole objects. Thread-safe.
+
+    obstore itself tries nothing again here: it would not do so with a conditional put, whose answer may have been lost, and would
+    not stop when an export is given up.
+    """
+
+    def __init__(self, place: Place, settings: Settings, credentials: Callable[[], Credentials]) -> None:
+        self._retry_s = settings.retry_s
+        client: ClientConfig = {
+            "allow_http": settings.allow_http,
+            "connect_timeout": timedelta(seconds=settings.connect_timeout_s),
+            "timeout": "1h",  # of a whole request, which takes as long as what is read
+            "read_timeout": timedelta(seconds=settings.silence_s),
+        }
+        if settings.ca_file is not None:
+            try:
+                client["root_certificate"] = settings.ca_file.read_bytes()
+            except OSError as error:
+                raise ConfigurationError(f"backend_options.object.ca_file: {settings.ca_file}: {error.strerror}") from error
+
+        def provide() -> S3Credential:
+            found = credentials()
+            return {
+                "access_key_id": found.key_id,
+                "secret_access_key": found.secret,
+                "token": found.token,
+                "expires_at": datetime.now(UTC),  # not kept: a file may be replaced
+            }
+
+        try:
+            self._store = S3Store(
+                place.bucket,
+                # Each of these may also stand in the environment, which is not asked where it is given here.
+                endpoint=place.url if place.virtual else place.endpoint,
+                region=place.region,
+                virtual_hosted_style_request=place.virtual,
+                skip_signature=False,
+                disable_bulk_delete=True,  # not every server has it, and an export has few objects
+                client_options=client,
+                retry_config={"max_retries": 0},
+                credential_provider=provide,
+            )
+        except (BaseError, ValueError) as error:
+            raise ConfigurationError(f"nodes.{place.node}.options: {_reason(error)}") from error
+
+    def put_new(self, key: str, content: bytes, *, given_up: threading.Event | None = None, retry_s: float | None = None) -> None:
+        """Put an object that is not there. One that has this very content is taken for ours, whose answer was lost.
+
+        Raises:
+            RequestError: with `RequestError.exists` when there is another.
+        """
+
+        def attempt() -> None:
+            try:
+                _translated(lambda: obstore.put(self._store, key, content, mode="create", use_multipart=False))
+            except RequestError as fault:
+                if not fault.exists or not self._holds(key, content):
+                    raise
+
+        patiently(attempt, self._retry_s if retry_s is None else retry_s, given_up)
+
+    def _holds(self, key: str, content: bytes) -> bool:
+        try:
+            return self.get(key, retry_s=0) == content
+        except RequestError as fault:
+            if fault.missing:  # taken away just now, or still being put
+                raise RequestError.conflict() from fault
+            raise
+
+    def put(self, key: str, content: bytes | memoryview, given_up: threading.Event | None = None) -> None:
+        """Put an object, in the place of one that is there."""
+        self._patiently(lambda: obstore.put(self._store, key, content, use_multipart=False), given_up=given_up)
+
+    def get(self, key: str, *, retry_s: float | None = None) -> bytes:
+        """The whole content of a small object."""
+        return self._patiently(lambda: bytes(obstore.get(self._store, key).bytes()), retry_s)
+
+    def get_into(self, found: Found, offset: int, view: memoryview) -> None:
+        """Fill `view` with the object's bytes from `offset` on.
+
+        Raises:
+            RequestError: with `RequestError.exists` when the object is no longer the one that was found.
+        """
+        if not len(view):
+            return
+        end = offset + len(view)
+
+        def attempt() -> None:
+            result = obstore.get(self._store, found.key, options={"range": (offset, end), "if_match": found.tag or None})
+            content = memoryview(result.bytes())
+            if len(content) != len(view):
+                raise RequestError(0, "", f"{len(content)} bytes came instead of {len(view)}")
+            view[:] = content
+
+        self._patiently(attempt)
+
+    def head(self, key: str) -> Found:
+        meta = self._patiently(lambda: obstore.head(self._store, key))
+        return Found(key, meta["size"], meta["e_tag"] or "")
+
+    def below(self, prefix: str, retry_s: float | None = None) -> list[Found]:
+        """Every object whose key begins with `prefix` and a slash."""
+
+        def attempt() -> list[Found]:
+            return [
+                Found(meta["path"], meta["size"], meta["e_tag"] or "")
+                for chunk in obstore.list(self._store, prefix or None)
+                for meta in chunk
+            ]
+
+        return self._patiently(attempt, retry_s)
+
+    def directories(self, prefix: str, retry_s: float | None = None) -> Sequence[str]:
+        """The names between `prefix` with a slash and the next slash."""
+        found = self._patiently(lambda: obstore.list_with_delimiter(self._store, prefix or None), retry_s)
+        return sorted({path.rsplit("/", 1)[-1] for path in found["common_prefixes"]})
+
+    def delete(self, keys: Iterator[str] | Sequence[str], *, retry_s: float | None = None) -> None:
+        """Delete objects, one after the other. What is not there is fine."""
+        for key in keys:
+            try:
+                self._patiently(lambda key=key: obstore.delete(self._store, key), retry_s)  # type: ignore[misc]
+            except RequestError as fault:
+                if not fault.missing:
+                    raise
+
+    def _patiently(self, call: Callable[[], T], retry_s: float | None = None, given_up: threading.Event | None = None) -> T:
+        return patiently(lambda: _translated(call), self._retry_s if retry_s is None else retry_s, given_up)
+
+
+def _translated(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except FileNotFoundError as error:
+        raise RequestError.answered(404, _told(error)) from None
+    except (AlreadyExistsError, PreconditionError) as error:
+        raise RequestError.answered(412, _told(error)) from None
+    except (BaseError, OSError, ValueError) as error:
+        # Not raised from the cause: obstore's errors show whole requests and answers.
+        told = _told(error)
+        status = _STATUS.search(told)
+        if status is None:
+            raise RequestError(0, "", _reason(error)) from None
+        raise RequestError.answered(int(status[1]), told) from None
+
+
+def _told(error: BaseException) -> str:
+    """What obstore says, without the debugger's view of it."""
+    return str(error).partition("\n\nDebug source")[0]
+
+
+def _reason(error: BaseException) -> str:
+    whole = str(error)
+    for cause in _CAUSES:
+        if cause.lower() in whole.lower():
+            return cause.lower() if cause != "dns error" else "its name is not known"
+    return " ".join(_told(error).split())[-200:]

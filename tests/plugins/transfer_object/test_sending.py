@@ -1,0 +1,247 @@
+"""Files that are larger than a part, requests that fail on the way, and exports that several want to make."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.s3 import S3Server
+from tests.s3_proxy import S3Proxy, first, proxy_to
+
+from diskhaul.errors import DiskhaulError, StorageError
+from diskhaul.model import Node
+from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, OLD, content, make, put
+from diskhaul_plugins.transfers.object_store.store import ObjectStore
+from diskhaul_plugins.transfers.object_store.transfer import ObjectTransfer
+from diskhaul_plugins.transfers.object_store.uploads import MAX_OBJECT, MAX_PART, MAX_PARTS, MIN_PART, part_size
+
+MIB = 1 << 20
+PART = 5 * MIB
+MakeTransfer = Callable[..., ObjectTransfer]
+
+
+@pytest.fixture
+def store(transfer: ObjectTransfer, node: Node) -> ObjectStore:
+    return transfer.store(node)
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[S3Proxy]:
+    with proxy_to(server.port) as made:
+        yield made
+
+
+@pytest.fixture
+def behind(transfer: ObjectTransfer, node: Node, proxy: S3Proxy) -> ObjectStore:
+    """The store through `proxy`."""
+    return transfer.store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 2 * PART, 4 * PART + 12345])
+def test_a_file_of_any_size_comes_back_as_it_was_appended(store: ObjectStore, server: S3Server, bucket: str, size: int) -> None:
+    whole = random.Random(size).randbytes(size)
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    for begin in range(0, size, 1_234_567):
+        file.append([whole[begin : begin + 1_234_567]])
+    file.finish()
+    writer.publish(MANIFEST)
+    assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize("memory_mib", [10, 256])
+def test_a_raw_file_comes_back_whatever_the_order_in_which_it_is_written(
+    make_transfer: MakeTransfer, node: Node, server: S3Server, bucket: str, memory_mib: int
+) -> None:
+    store = make_transfer(part_mib=5, memory_mib=memory_mib).store(node)
+    generator = random.Random(memory_mib)
+    size, chunk = 43 * MIB + 4096, MIB
+    expected = bytearray(size)
+    pieces = []
+    for offset in range(0, size, chunk):
+        if generator.random() < 0.7:  # the others are holes
+            data = generator.randbytes(min(chunk, size - offset))
+            expected[offset : offset + len(data)] = data
+            pieces.append((offset, data))
+    pieces.sort(key=lambda piece: piece[0] + generator.randrange(12 * MIB if memory_mib == 10 else size))
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw")
+    file.set_size(size)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda piece: file.write(*piece), pieces))
+    file.set_size(size)
+    file.finish()
+    writer.publish(MANIFEST)
+    found = content(store.open(INSTANCE, NEW), "disk-0.raw")
+    assert found == expected
+    assert server.uploads(bucket) == []
+
+
+def test_a_piece_that_comes_after_its_part_was_sent_is_put_right(make_transfer: MakeTransfer, node: Node) -> None:
+    store = make_transfer(part_mib=5, memory_mib=10).store(node)
+    size = 8 * PART
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw")
+    file.set_size(size)
+    file.write(0, b"a" * 4096)
+    file.write(7 * PART, b"b" * 4096)  # two parts fit into the memory: by now the first is on its way
+    file.write(2 * PART - 4096, b"c" * 8192)
+    file.write(8192, b"d" * 4096)
+    file.finish()
+    writer.publish(MANIFEST)
+    expected = bytearray(size)
+    for offset, letter, length in ((0, b"a", 4096), (7 * PART, b"b", 4096), (2 * PART - 4096, b"c", 8192), (8192, b"d", 4096)):
+        expected[offset : offset + length] = letter * length
+    assert content(store.open(INSTANCE, NEW), "disk-0.raw") == bytes(expected)
+
+
+@pytest.mark.parametrize("fate", ["slow down", "lose the request", "lose the answer"])
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("PUT", "partNumber=2"),
+        ("POST", "uploads"),
+        ("POST", "uploadId="),
+        ("PUT", "manifest.json"),
+        ("PUT", "/begun"),
+        ("PUT", "/upload-"),
+        ("GET", "disk-0.raw.zst"),
+        ("GET", "list-type=2"),
+    ],
+)
+def test_a_request_that_fails_is_made_again_and_does_what_it_should_once(
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, fate: str, method: str, part: str
+) -> None:
+    whole = random.Random(part).randbytes(2 * PART + 77)
+    proxy.rule = first(2, fate, method=method, part=part)  # type: ignore[arg-type]
+    make(behind, NEW, {"disk-0.raw.zst": whole})
+    assert content(behind.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+    assert len([path for asked, path in proxy.seen if asked == method and part in path]) > 2, "it was met"
+    assert list(behind.exports(INSTANCE)) == [NEW]
+    assert content(behind.open(INSTANCE, NEW), "manifest.json") == MANIFEST
+    behind.remove(INSTANCE, NEW)
+    assert server.keys(bucket) == []
+    assert server.uploads(bucket) == [], "neither the one whose answer was lost is left"
+
+
+def test_a_part_that_fails_for_longer_than_retry_s_fails_the_file_and_the_abort_leaves_nothing(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    store = make_transfer(part_mib=5, retry_s=0.3).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    proxy.rule = lambda method, path: "slow down" if "partNumber=3" in path else "pass"
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    with pytest.raises(StorageError, match=r"SlowDown"):
+        put(file, bytes(6 * PART))
+    with pytest.raises(StorageError):
+        file.append([b"more"])
+    with pytest.raises(StorageError):
+        writer.publish(MANIFEST)
+    writer.abort()
+    assert server.keys(bucket) == []
+    assert server.uploads(bucket) == []
+
+
+# --- several makers -------------------------------------------------------------------------------------------------------
+
+
+def test_of_two_that_begin_the_same_export_one_does(store: ObjectStore) -> None:
+    def begin(_: int) -> bool:
+        try:
+            store.begin(INSTANCE, NEW)
+        except StorageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(begin, range(4))) == [False, False, False, True]
+
+
+def test_an_export_that_somebody_else_published_meanwhile_stays_theirs(store: ObjectStore, server: S3Server, bucket: str) -> None:
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"ours")
+    key = f"backups/lab/{INSTANCE}/{NEW}/manifest.json"
+    server.put(bucket, key, b"theirs")
+    with pytest.raises(StorageError, match="somebody"):
+        writer.publish(MANIFEST)
+    assert server.get(bucket, key) == b"theirs"
+
+
+def test_an_export_that_somebody_removed_meanwhile_is_not_published(store: ObjectStore, server: S3Server, bucket: str) -> None:
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    store.remove_partial(INSTANCE, NEW)
+    again = store.begin(INSTANCE, NEW)
+    with pytest.raises(StorageError, match="somebody has removed"):
+        writer.publish(MANIFEST)
+    writer.abort()
+    assert list(store.partials(INSTANCE)) == [NEW], "what the other one has begun is not touched"
+    again.abort()
+    assert server.keys(bucket) == []
+
+
+def test_a_file_that_was_changed_in_the_store_keeps_the_export_from_being_published(
+    store: ObjectStore, server: S3Server, bucket: str
+) -> None:
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    server.put(bucket, f"backups/lab/{INSTANCE}/{NEW}/disk-0.raw", b"other bytes")
+    with pytest.raises(StorageError, match="changed"):
+        writer.publish(MANIFEST)
+    assert list(store.exports(INSTANCE)) == []
+
+
+# --- removing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_removal_that_stops_in_the_middle_is_listed_as_partial_and_gone_on_with(
+    make_transfer: MakeTransfer, node: Node, behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    make(behind, OLD)
+    make(behind, NEW, {"disk-0.raw": b"1", "disk-1.raw": b"2"})
+    failing = make_transfer(retry_s=0).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    proxy.rule = lambda method, path: "slow down" if method == "DELETE" and "disk-1" in path else "pass"
+    with pytest.raises(StorageError):
+        failing.remove(INSTANCE, NEW)
+    assert list(behind.exports(INSTANCE)) == [OLD]
+    assert list(behind.partials(INSTANCE)) == [NEW]
+    with pytest.raises(DiskhaulError):
+        behind.open(INSTANCE, NEW)
+    proxy.rule = lambda method, path: "pass"
+    behind.remove_partial(INSTANCE, NEW)
+    assert list(behind.partials(INSTANCE)) == []
+    assert [key for key in server.keys(bucket) if NEW in key] == []
+
+
+@pytest.mark.parametrize("how", ["by their notes", "by the store's list"])
+def test_what_a_dead_run_left_of_uploads_is_aborted(
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, how: str
+) -> None:
+    writer = behind.begin(INSTANCE, NEW)
+    writer.create("disk-0.raw.zst").append([bytes(2 * PART + 1)])
+    (uploading,) = server.uploads(bucket)
+    (note,) = (key for key in server.keys(bucket) if "/upload-" in key)
+    assert json.loads(server.get(bucket, note))["key"] == uploading == f"backups/lab/{INSTANCE}/{NEW}/disk-0.raw.zst"
+    if how == "by their notes":
+        proxy.rule = lambda method, path: "forbid" if method == "GET" and "uploads=" in path else "pass"
+    else:
+        server.request("DELETE", f"/{bucket}/{note}")
+    behind.remove_partial(INSTANCE, NEW)
+    assert server.uploads(bucket) == []
+    assert server.keys(bucket) == []
+
+
+def test_parts_grow_so_that_ten_thousand_hold_the_largest_object() -> None:
+    for first_size in (PART, 8 * MIB, 64 * MIB, 525 * MIB, MAX_PART):
+        sizes = [part_size(number, first_size) for number in range(MAX_PARTS)]
+        assert sizes == sorted(sizes)
+        assert sizes[0] == first_size >= MIN_PART
+        assert sizes[-1] <= MAX_PART
+        assert sum(sizes) >= MAX_OBJECT * 0.97
+    for size in (1, PART, 100 << 30, MAX_OBJECT):
+        assert part_size(0, PART, size) * MAX_PARTS >= size
+        assert PART <= part_size(7, PART, size) <= MAX_PART
