@@ -132,6 +132,7 @@ def receive(
     announce: Callable[[Mapping[str, Any]], object],
     instance_name: str | None = None,
     timeout_s: float = DEFAULT_RECEIVE_TIMEOUT_S,
+    for_import: ImportOptions | None = None,
     plugins: Sequence[object] = (),
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
@@ -143,6 +144,7 @@ def receive(
         announce: called with the destination, which `export` at the other cluster needs as `remote`, once it can be reached.
         instance_name: what the instance is called here; by default as it was.
         timeout_s: how long nothing may come, seconds; the destination expires as long after it was made, if no export has begun.
+        for_import: refuse, too, what an import with these options into the configured disks of the instance is refused for.
         config, plugins, on_event, cancel: as in `export`.
 
     Raises:
@@ -155,7 +157,15 @@ def receive(
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
     document = _document(prepared, "the prepared export")
-    return ReceiveOperation(context, document, node, instance_name=instance_name, timeout_s=timeout_s, announce=announce).run()
+    return ReceiveOperation(
+        context,
+        document,
+        node,
+        instance_name=instance_name,
+        timeout_s=timeout_s,
+        announce=announce,
+        import_options=for_import,
+    ).run()
 
 
 def fleet_export(

@@ -65,7 +65,7 @@ FLAGS = {
     "prune": ["--node", "--keep-last", "--keep-daily", "--keep-weekly", "--keep-monthly", "--keep-yearly", "--dry-run"],
     "recover": [],
     "prepare": ["--out"],
-    "receive": ["--node", "--instance-name", "--timeout", "--out"],
+    "receive": ["--node", "--instance-name", "--timeout", "--for-import", "--grow", "--force", "--out"],
     "move": [
         *("--to", "--node", "--instance-name", "--nic", "--grow", "--force", "--keep-source-instance", "--dry-run"),
         *("--shutdown-timeout", "--zero-free-space", "--zero-fill", "--zeroing-timeout-fixed", "--zeroing-timeout-per-mib"),

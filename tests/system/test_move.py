@@ -229,14 +229,35 @@ def test_an_instance_that_runs_there_already_is_refused(move: Move) -> None:
 # --- one side fails ---------------------------------------------------------------------------------------------------
 
 
-def test_disks_that_exist_there_fail_the_move_unless_they_may_be_overwritten(move: Move) -> None:
+def test_disks_that_exist_there_are_refused_before_anything_is_touched_unless_they_may_be_overwritten(move: Move) -> None:
+    untouched = Untouched(move.clusters)
     move.disks_there[1].write_bytes(b"somebody's")
-    said = move.run(code=3)
-    assert "hand-over: cluster west: import" in said
-    move.check_as_before()
+    assert "disk-1.raw: exists already" in move.run(code=2)
+    move.check_as_before(untouched)
     assert move.disks_there[1].read_bytes() == b"somebody's"
     move.run("--force")
-    move.check_moved(boots=3)  # once more here, in between
+    move.check_moved()
+
+
+def test_an_import_that_fails_there_fails_the_move(move: Move) -> None:
+    move.tell("deaf.import")
+    assert "hand-over: cluster west: import" in move.run(code=3)
+    move.check_as_before()
+
+
+def test_disks_there_that_are_too_few_or_too_small_are_refused_before_anything_is_touched(move: Move) -> None:
+    untouched = Untouched(move.clusters)
+    (instance,) = move.clusters.west_document["instances"].values()
+    first, second = instance["disks"]
+    for disks, problem in (
+        ([first], "is configured with 1 disk(s), and 2 are to come"),
+        ([first, second | {"size": 4096}], "4096 bytes are less than the"),
+        ([first, second | {"path": str(move.clusters.west_dir / "none" / "disk.raw")}], "its directory does not exist"),
+    ):
+        instance["disks"] = disks
+        move.clusters.write("west.toml", move.clusters.west_document)
+        assert problem in move.run(code=2)
+    move.check_as_before(untouched)
 
 
 def test_a_guest_that_does_not_start_there_runs_here_again(move: Move) -> None:

@@ -13,6 +13,7 @@ from ..errors import RefusedError, StorageError
 from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds
+from .restore import grow_option
 from .text import escape
 
 SECONDS = checked("seconds", parse_seconds)
@@ -56,6 +57,14 @@ def prepare_command(invocation: Invocation, /, instance: str, out: Path | None) 
 @click.option(
     "--timeout", "timeout_s", cls=Option, type=SECONDS, metavar="S", help="How long nothing may come, seconds. [default: 3600]"
 )
+@click.option(
+    "--for-import",
+    cls=Option,
+    is_flag=True,
+    help="Refuse, too, what an import into the instance's configured disks would be refused for.",
+)
+@grow_option
+@click.option("--force", cls=Option, is_flag=True, help="For that import: overwrite disks that exist.")
 @click.option("--out", cls=Option, type=PATH, metavar="FILE", help="Write the destination to FILE. [default: standard output]")
 @common_options(hidden=True)
 @click.pass_obj
@@ -66,6 +75,9 @@ def receive_command(
     node: str,
     instance_name: str | None,
     timeout_s: float | None,
+    for_import: bool,
+    grow: tuple[tuple[int, int], ...],
+    force: bool,
     out: Path | None,
 ) -> Answer:
     """Receive an export from another cluster.
@@ -86,6 +98,9 @@ def receive_command(
     if invocation.json and out is None:
         raise RefusedError("--json prints one document, at the end: say with --out FILE where the destination goes")
 
+    if not for_import and (grow or force):
+        raise RefusedError("--grow and --force are for the import that --for-import asks about: give that as well, or neither")
+
     def announce(destination: Mapping[str, Any]) -> None:
         if out is not None:
             _write(out, destination)
@@ -100,6 +115,7 @@ def receive_command(
         announce=announce,
         instance_name=instance_name,
         timeout_s=DEFAULT_RECEIVE_TIMEOUT_S if timeout_s is None else timeout_s,
+        for_import=diskhaul.import_options(grow=grow, force=force) if for_import else None,
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

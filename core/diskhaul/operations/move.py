@@ -59,6 +59,12 @@ class MoveRequest:
     force: bool = False
     keep: bool = False
 
+    @property
+    def import_arguments(self) -> tuple[str, ...]:
+        """For the import there, as its command line has them."""
+        grow = [text for index, size in self.grow for text in ("--grow", f"{index}={size}")]
+        return (*grow, *(["--force"] if self.force else []))
+
 
 class MoveOperation(Operation[MoveResult]):
     """Moves one instance.
@@ -161,11 +167,12 @@ class MoveOperation(Operation[MoveResult]):
 
     def _send(self, prepared: PrepareResult, feedback: Feedback) -> MoveResult:
         named = () if self.request.name is None else ("--instance-name", self.request.name)
+        wanted = ("--for-import", *self.request.import_arguments)
         limit = f"{self._options.stall_timeout_s:.0f}"
         try:
             with feedback.stage("receive", f"{self.there} at cluster {self.side.name}"):
                 reception = self.side.receive(
-                    prepared.document, "--node", self.request.node, *named, "--timeout", limit, limit_s=_ASKED_S
+                    prepared.document, "--node", self.request.node, *named, *wanted, "--timeout", limit, limit_s=_ASKED_S
                 )
         except OtherSideError as error:
             if error.code == 2:  # nothing has been touched, on either side
@@ -261,11 +268,11 @@ class _MovingExport(RemoteExportOperation):
 
     def _import(self, export: ExportRecord) -> None:
         request = self._move.request
-        grow = [text for index, size in request.grow for text in ("--grow", f"{index}={size}")]
-        force = ["--force"] if request.force else []
         named = f"{export.instance}@{export.export_id}"
         with self.feedback.stage("import", f"{named} at cluster {self._side.name}"):
-            self._side.ask("import", named, "--node", request.node, *grow, *force, limit_s=_LONGEST_S, token=self.token)
+            self._side.ask(
+                "import", named, "--node", request.node, *request.import_arguments, limit_s=_LONGEST_S, token=self.token
+            )
         self.token.raise_if_cancelled()
 
     def _start(self, disks: ExportDisks) -> None:

@@ -20,7 +20,7 @@ from ..formats.corruption import CorruptError
 from ..formats.manifest import Manifest
 from ..model import Node
 from ..names import expand_name, name_problem
-from ..options import MAX_TIMEOUT_S
+from ..options import MAX_TIMEOUT_S, ImportOptions
 from ..records import ExportRecord, ReceiveResult
 from ..remote.destination import TOKEN_LENGTH, destination_document
 from ..remote.envelope import LIFE, Document
@@ -29,6 +29,7 @@ from ..remote.prepared import Prepared, check_prepared
 from ..remote.secret import read_secret
 from .base import LockLevel, Operation, RunContext
 from .catalog import on_node, read_valid_manifest, record_of
+from .import_targets import ImportTarget
 from .plugin_answers import failure_lines
 
 _FAREWELL_S = 60.0
@@ -56,8 +57,11 @@ class ReceiveOperation(Operation[ReceiveResult]):
         instance_name: str | None,
         timeout_s: float,
         announce: Callable[[Mapping[str, Any]], object],
+        import_options: ImportOptions | None = None,
     ) -> None:
+        """With `import_options`, what an import with them into the instance's configured disks is refused for is refused here."""
         super().__init__(context)
+        self._import_options = import_options
         self._document, self._asked_node, self._asked_name = prepared, node, instance_name
         self._timeout_s, self._announce = timeout_s, announce
         self._taken = TakenExports(self.cluster.state_dir)
@@ -125,8 +129,31 @@ class ReceiveOperation(Operation[ReceiveResult]):
                 problems += on_node(self.host, self.node, _store_problems, self.instance)
             except BaseException as error:  # a plugin may raise anything, SystemExit included
                 problems += failure_lines(f"node {self.node.name}", error)
+        if self._import_options is not None:
+            problems += self._import_problems(self._import_options)
         if problems:
             raise RefusedError(problems)
+
+    def _import_problems(self, options: ImportOptions) -> list[str]:
+        """What an import would be refused for, as far as that can be said before the export is there."""
+        instance = self.host.inventory().instances().get(self.instance)
+        if instance is None:
+            return [f"instance {self.instance} is not configured: it could not be imported"]
+        sizes, grow = self._prepared.sizes, dict(options.grow)
+        if len(instance.disks) != len(sizes):
+            return [f"{self.instance} is configured with {len(instance.disks)} disk(s), and {len(sizes)} are to come"]
+        problems: list[str] = []
+        for disk, exported in zip(instance.disks, sizes, strict=True):
+            size = grow.get(disk.index, disk.size if disk.size is not None else exported)
+            if size < exported:
+                problems.append(f"{disk.label}: {size} bytes are less than the {exported} to come: a disk may grow, never shrink")
+                continue
+            try:
+                target = ImportTarget(disk=disk, size=size, storage=self.host.storage(disk.storage))
+                problems += target.problems(force=options.force, new_directory=None, direct_io=options.direct_io)
+            except RefusedError as error:
+                problems += error.problems
+        return problems
 
     # --- the work ---------------------------------------------------------------------------------------------------
 
