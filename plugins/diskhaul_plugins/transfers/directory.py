@@ -234,6 +234,20 @@ class DirectoryStore(ExportStore):
             os.close(directory)
             raise
 
+    def make_durable(self, instance: str) -> None:
+        """Make durable which exports of `instance` there are: who has published one may have died before that was.
+
+        Raises:
+            StorageError: it cannot be.
+        """
+        _check_instance_name(instance)
+        with self._instance(instance) as directory:
+            if directory is not None:
+                try:
+                    os.fsync(directory)
+                except OSError as error:
+                    raise storage_error("make durable", self._place(instance), error) from error
+
     def open(self, instance: str, export_id: str, /) -> DirectoryReader:
         _check_export_id(export_id)
         _check_instance_name(instance)

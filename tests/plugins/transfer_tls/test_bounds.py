@@ -145,6 +145,29 @@ def test_an_export_that_is_read_back_or_has_a_stream_is_being_received_however_l
     assert content(store_of(lab).open(INSTANCE, NEW), "disk-1.raw.zst") == b"more"
 
 
+def test_a_session_whose_sender_comes_back_while_another_expires_goes_on(lab: Lab) -> None:
+    receiver = lab.serve(session_timeout_s=0.2)
+    store = store_of(lab)
+    dead, alive = store.begin(OTHER, NEW), begun(store)
+    first, second = receiver._sessions._sessions.values()
+    waited = time.monotonic() + 0.3
+    wait_until(lambda: time.monotonic() > waited, "longer than the receiver bears")
+    leave = first.writer.leave
+
+    def leave_while_the_other_is_heard_of() -> None:
+        leave()
+        put(alive.create("disk-0.raw"), b"bytes")
+
+    first.writer.leave = leave_while_the_other_is_heard_of  # type: ignore[method-assign]  # where the receiver takes its time
+    make(store_of(lab), OLD, instance=OTHER)
+    assert first.ended
+    assert not second.ended
+    alive.publish(MANIFEST)
+    assert content(store.open(INSTANCE, NEW), "disk-0.raw") == b"bytes"
+    with pytest.raises(StorageError):
+        dead.publish(MANIFEST)
+
+
 def test_a_session_that_an_earlier_process_left_expires_as_well(lab: Lab) -> None:
     lab.serve()
     begun(store_of(lab))

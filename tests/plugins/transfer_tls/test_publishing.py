@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -168,6 +170,36 @@ def test_an_abort_that_comes_too_late_is_told_that_the_export_is_published(lab: 
         assert isinstance(store, TlsStore)
     assert store._caller.call("abort", writer._named | writer._credentials)["published"]
     assert own_exports(lab) == [NEW]
+
+
+@pytest.mark.parametrize("call", ["publish", "abort"])
+def test_what_a_receiver_published_that_has_died_since_is_made_durable_before_the_next_one_says_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It may have died between the rename and the fsync of the directory."""
+    lab.serve()
+    writer = sent(lab.transfer("alpha").store(lab.node("beta")))
+    writer.publish(MANIFEST)
+    lab.stop()
+    lab.serve()
+    store = lab.transfer("alpha").store(lab.node("beta"))
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    store._caller.call(call, writer._named | writer._credentials, MANIFEST if call == "publish" else None)
+    assert (lab.work / "beta" / INSTANCE).stat().st_ino in synced
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="make durable"):
+        store._caller.call(call, writer._named | writer._credentials, MANIFEST if call == "publish" else None)
 
 
 def test_a_publish_is_not_tried_again_once_the_lock_is_lost(lab: Lab, proxy: FaultyProxy) -> None:

@@ -214,6 +214,7 @@ class Service:
             # The answer to an earlier call may have been lost: then the export is there, with this very manifest.
             if not _has_manifest(self._store(), instance, export_id, body):
                 raise
+            self._store().make_durable(instance)
         return {}
 
     def _abort(self, peer: Peer, asked: Document, body: bytearray) -> Document:
@@ -225,6 +226,8 @@ class Service:
             self._sessions.forget(_credentials(asked)[0], instance, export_id)
             self._store().remove_partial(instance, export_id)
             published = export_id in self._store().exports(instance)
+            if published:
+                self._store().make_durable(instance)
         return {"published": published}
 
     # --- a file's stream --------------------------------------------------------------------------------------------

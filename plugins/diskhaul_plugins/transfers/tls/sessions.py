@@ -307,7 +307,9 @@ class Sessions:
             if not session.lock.acquire(blocking=False):
                 continue  # it is being worked for
             try:
-                if not session.ended:
+                with self._lock:
+                    came_back = session.users or session.heard > too_old
+                if not session.ended and not came_back:
                     session.writer.leave()
                     self._end(session)
                     where = f"{session.instance}@{session.export_id}"
