@@ -149,7 +149,7 @@ class ExportOperation(Operation[ExportResult]):
             free = self._target_problems(problems)
             problems += self._snapshot_problems()
             problems += self._zero_fill_problems()
-            problems += self._place_problems()
+            problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
             problems += self._hook_script_problems()
             problems += self._layout_problems()
             problems += problems_from("clean-up", self._cleanup_problems)
@@ -357,10 +357,6 @@ class ExportOperation(Operation[ExportResult]):
             return cast(Iterable[object], asked(disk))
 
         return problems_from(disk.label, ask)
-
-    def _place_problems(self) -> list[str]:
-        """Disks and the export must not be one place."""
-        return same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
 
     def _cleanup_problems(self) -> list[str]:
         """Nothing; raises when the clean-up backend is missing or cannot be made: not to be found out after the export."""

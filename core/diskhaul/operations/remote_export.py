@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 from ..api import LockMode, RemoteParty, RemoteStore, RemoteTerms
@@ -56,7 +55,7 @@ class RemoteExportOperation(ExportOperation):
 
     def _target_node(self, found: Mapping[str, str]) -> Node:
         self._destination = read_destination(self._document)  # names alone count before it has been found to be genuine
-        return Node(name=self._destination.node, export_dir=Path("/nonexistent"))
+        return Node(name=self._destination.node)
 
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
         return {self.source.name: LockMode.SHARED} if level is LockLevel.NODE else super().declare_locks(level)
@@ -116,9 +115,6 @@ class RemoteExportOperation(ExportOperation):
     @property
     def target_instance(self) -> str:
         return self._destination.instance
-
-    def _place_problems(self) -> list[str]:
-        return []  # another cluster's directories are not here
 
     def _cleanup_problems(self) -> list[str]:
         return []

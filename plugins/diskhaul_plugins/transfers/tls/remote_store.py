@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 
 from diskhaul.api import RemoteStore, RemoteTerms
 from diskhaul.errors import StorageError
@@ -24,7 +23,7 @@ class RemoteTlsStore(TlsStore, RemoteStore):
 
     def __init__(self, terms: RemoteTerms, address: Address, settings: Settings) -> None:
         """Raises `ConfigurationError` when the certificates cannot be used."""
-        receiver = Node(name=terms.receiver.name, export_dir=Path("/nonexistent"))
+        receiver = Node(name=terms.receiver.name)
         identity = PinnedIdentity(terms.own, terms.receiver.certificate)
         super().__init__(Caller(Dialler(receiver, address, terms.receiver.cluster, identity, settings)))
         self._terms, self._identity = terms, identity

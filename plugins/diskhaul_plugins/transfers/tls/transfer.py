@@ -102,6 +102,7 @@ class TlsTransfer(Transfer):
         accept: Callable[[bytes], object],
     ) -> RemoteReceiver:
         listening, reached = remote_addresses_of(node)
+        self._directories.store(node)  # whether it has a directory, and that is there
         return RemoteTlsReceiver(
             node,
             listening,
