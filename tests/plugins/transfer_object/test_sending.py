@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.s3 import S3Server
-from tests.s3_proxy import S3Proxy, first, proxy_to
+from tests.s3_proxy import Fate, S3Proxy, first, proxy_to
 
-from diskhaul.errors import DiskhaulError, StorageError
+from diskhaul.errors import DiskhaulError, LockLostError, StorageError
 from diskhaul.model import Node
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, OLD, content, make, put
 from diskhaul_plugins.transfers.object_store.store import ObjectStore
@@ -197,19 +197,89 @@ def test_an_export_that_somebody_else_published_meanwhile_stays_theirs(store: Ob
     assert server.get(bucket, key) == b"theirs"
 
 
-def test_an_export_whose_manifest_arrived_although_no_answer_ever_did_is_gone_after_the_abort(
-    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
+@pytest.mark.parametrize("fate", ["lose the answer", "lose the request"])
+def test_an_export_whose_manifest_was_put_although_no_answer_ever_came_is_removed_and_to_be_looked_for_again(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str, fate: Fate
 ) -> None:
     store = make_transfer(retry_s=0.3).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
     writer = store.begin(INSTANCE, NEW)
     put(writer.create("disk-0.raw"), b"bytes")
-    proxy.rule = lambda method, path: "lose the answer" if "manifest.json" in path else "pass"
-    with pytest.raises(StorageError):
+    proxy.rule = lambda method, path: fate if method == "PUT" and "manifest.json" in path else "pass"
+    with pytest.raises(StorageError, match="does not answer"):
         writer.publish(MANIFEST)
-    assert list(store.exports(INSTANCE)) == [NEW]
-    proxy.rule = lambda method, path: "pass"
+    assert list(store.exports(INSTANCE)) == ([NEW] if fate == "lose the answer" else [])
+    with pytest.raises(StorageError, match="may take it yet: 'diskhaul recover' looks again"):
+        writer.abort()
+    assert server.keys(bucket) == []
     writer.abort()
-    assert list(store.exports(INSTANCE)) == []
+
+
+@pytest.mark.parametrize("fate", ["slow down", "lose the answer", "lose the request", "pass"])
+def test_an_export_that_somebody_takes_away_while_its_manifest_is_put_does_not_appear(
+    store: ObjectStore, behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, fate: Fate
+) -> None:
+    taken: list[str] = []
+
+    def rule(method: str, path: str) -> Fate:
+        if method != "PUT" or "manifest.json" not in path or taken:
+            return "pass"
+        taken.append(path)
+        store.remove_partial(INSTANCE, NEW)
+        return fate
+
+    writer = behind.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    proxy.rule = rule
+    with pytest.raises(StorageError, match="somebody has removed"):
+        writer.publish(MANIFEST)
+    assert taken
+    if fate.startswith("lose"):
+        with pytest.raises(StorageError, match="looks again"):
+            writer.abort()
+    else:
+        assert server.keys(bucket) == [], "before it is aborted"
+        writer.abort()
+    assert server.keys(bucket) == []
+
+
+def test_an_export_that_is_being_taken_away_is_not_published_although_it_is_still_whole(
+    store: ObjectStore, behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    writer = store.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    refused: list[StorageError] = []
+
+    def rule(method: str, path: str) -> Fate:
+        if method == "DELETE" and "disk-0.raw" in path:
+            with pytest.raises(StorageError, match="somebody has removed") as caught:
+                writer.publish(MANIFEST)
+            refused.append(caught.value)
+        return "pass"
+
+    proxy.rule = rule
+    behind.remove_partial(INSTANCE, NEW)
+    assert len(refused) == 1
+    assert server.keys(bucket) == []
+
+
+def test_a_lock_that_is_lost_between_two_tries_ends_the_publication(
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    writer = behind.begin(INSTANCE, NEW)
+    put(writer.create("disk-0.raw"), b"bytes")
+    proxy.rule = first(1, "slow down", method="PUT", part="manifest.json")
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            raise LockLostError("lost meanwhile")
+
+    with pytest.raises(LockLostError):
+        writer.publish_while(MANIFEST, check)
+    assert asked == [0, 1]
+    assert list(behind.exports(INSTANCE)) == []
+    writer.abort()
     assert server.keys(bucket) == []
 
 
