@@ -17,7 +17,7 @@ from tests.s3 import ADMIN, REGION
 from diskhaul_plugins.transfers.object_store.credentials import Credentials
 from diskhaul_plugins.transfers.object_store.signing import signed_headers
 
-Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "without conditions"]
+Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "say nothing", "without conditions"]
 Rule = Callable[[str, str], Fate]
 """Says what becomes of a request, from its method and its path with the query; called before it is passed on."""
 
@@ -55,6 +55,9 @@ class S3Proxy:
                     return
                 if fate == "forbid":
                     self.answer(403, [("content-type", "application/xml")], _FORBIDDEN)
+                    return
+                if fate == "say nothing":
+                    self.answer(200, [], b"")
                     return
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
                 if fate == "without conditions":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 import pytest
 from tests.s3 import S3Server
@@ -168,6 +170,81 @@ def test_a_part_that_fails_for_longer_than_retry_s_fails_the_file_and_the_abort_
         writer.publish(MANIFEST)
     writer.abort()
     assert server.keys(bucket) == []
+    assert server.uploads(bucket) == []
+
+
+def test_a_file_that_is_closed_while_parts_wait_to_be_sent_does_not_keep_its_finish_waiting(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str
+) -> None:
+    store = make_transfer(part_mib=5, streams=1).store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    go_on = threading.Event()
+
+    def rule(method: str, path: str) -> Fate:
+        if "partNumber=" in path:
+            go_on.wait()
+        return "pass"
+
+    proxy.rule = rule
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    file.append([bytes(4 * PART)])
+    with ThreadPoolExecutor(1) as threads:
+        finishing = threads.submit(file.finish)
+        try:
+            while file._next < 4:  # until it has handed on the last part
+                threading.Event().wait(0.01)
+            file.close()
+            with pytest.raises(StorageError, match="was given up"):
+                finishing.result(30)
+        finally:
+            go_on.set()
+            file._given_up.set()
+            with file._state:
+                file._under_way = 0  # so that the thread ends whatever happens
+                file._state.notify_all()
+    writer.abort()
+    assert server.keys(bucket) == []
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("what", ["says nothing", "has no such upload", "loses an answer"])
+def test_an_upload_counts_as_completed_when_the_store_says_so_or_has_a_new_object(
+    make_transfer: MakeTransfer, node: Node, proxy: S3Proxy, server: S3Server, bucket: str, what: str, which: int
+) -> None:
+    options = {**node.options, "endpoint": proxy.endpoint}
+    store = make_transfer(part_mib=5, memory_mib=10).store(Node(name="alpha", options=options))
+    completed: list[str] = []
+
+    def rule(method: str, path: str) -> Fate:
+        if method != "POST" or "uploadId=" not in path:
+            return "pass"
+        completed.append(path)
+        if len(completed) != which:
+            return "pass"
+        if what == "has no such upload":
+            key, _, query = path.partition("?uploadId=")
+            assert server.request("DELETE", key, {"uploadId": unquote(query)})[0] == 204
+        return {"says nothing": "say nothing", "loses an answer": "lose the answer"}.get(what, "pass")  # type: ignore[return-value]
+
+    proxy.rule = rule
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw")
+    file.set_size(8 * PART)
+    file.write(7 * PART, b"b" * 4096)
+    file.write(0, b"late")  # by now the first part is on its way
+    if what == "has no such upload":
+        with pytest.raises(StorageError, match="NoSuchUpload"):
+            file.finish()
+        writer.abort()
+        assert server.keys(bucket) == []
+    else:
+        file.finish()
+        writer.publish(MANIFEST)
+        expected = bytearray(8 * PART)
+        expected[:4], expected[7 * PART : 7 * PART + 4096] = b"late", b"b" * 4096
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw") == bytes(expected)
+    assert len(completed) >= which
     assert server.uploads(bucket) == []
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from diskhaul.api import Buffer, StoreFile
 from diskhaul.errors import StorageError
 
-from .bucket import Bucket
+from .bucket import Bucket, Found
 from .faults import GivenUpError, RequestError
 from .settings import MIB, Place, Settings
 from .uploads import MAX_OBJECT, MAX_PARTS, Upload, Uploads, part_size
@@ -293,7 +293,8 @@ class ObjectFile(StoreFile):
 
     def _complete(self, count: int) -> None:
         with self._state:
-            self._state.wait_for(lambda: not self._under_way or self._failure is not None)
+            # Once it is given up, parts that wait for a thread never arrive.
+            self._state.wait_for(lambda: not self._under_way or self._failure is not None or self._given_up_now)
             if self._failure is not None:
                 raise self._failure
             tags = dict(self._tags)
@@ -302,13 +303,23 @@ class ObjectFile(StoreFile):
         assert self._upload is not None, "there are parts"
         self._complete_upload(self._upload, tags, self.size)
 
-    def _complete_upload(self, upload: Upload, tags: dict[int, str], size: int) -> None:
+    def _complete_upload(self, upload: Upload, tags: dict[int, str], size: int, before: Found | None = None) -> None:
+        """Complete an upload, in the place of the object `before` where there was one."""
         try:
             self._means.uploads.complete(upload, tags, self._given_up)
         except RequestError as fault:
-            # An answer may have been lost: then the upload is gone, and the object is there.
-            if not fault.missing or self._means.bucket.head(self._key).size != size:
+            if not fault.missing or not self._is_there(size, before):
                 raise
+
+    def _is_there(self, size: int, before: Found | None) -> bool:
+        """Whether an upload that the store no longer knows was completed, and only the answer lost."""
+        try:
+            found = self._means.bucket.head(self._key)
+        except RequestError as fault:
+            if fault.missing:
+                return False
+            raise
+        return found.size == size and (before is None or bool(before.tag and found.tag and found.tag != before.tag))
 
     def _put_right(self, size: int) -> None:
         """Make the object anew of its own parts, but for those that something came too late for."""
@@ -336,7 +347,7 @@ class ObjectFile(StoreFile):
             tags[len(tags)] = uploads.send_part(upload, len(tags), content, self._given_up)
             done = begin + length
         copy(done, size)
-        self._complete_upload(upload, tags, size)
+        self._complete_upload(upload, tags, size, found)
 
     def close(self) -> None:
         self._ended = True

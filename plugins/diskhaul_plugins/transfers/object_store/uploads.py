@@ -109,6 +109,8 @@ class Uploads:
             answer = self._requester.request("POST", upload.key, {"uploadId": upload.upload_id}, body)
             if b"<Error>" in answer.body:  # S3 may find out after it has answered 200
                 raise RequestError.answered(500, answer.body[:65536].decode("utf-8", "replace"))
+            if not answer.body.strip() or _parsed(answer).tag != "CompleteMultipartUploadResult":
+                raise RequestError(0, "", "it has not said whether it completed an upload")
 
         self._patiently(attempt, given_up)
 
@@ -151,7 +153,7 @@ def _parsed(answer: Answer) -> xml.etree.ElementTree.Element:
     if b"<!DOCTYPE" in answer.body or b"<!ENTITY" in answer.body:
         raise RequestError(200, "", "its answer declares entities")
     try:
-        text = re.sub(rb'\sxmlns="[^"]*"', b"", answer.body)
+        text = re.sub(rb'\sxmlns="[^"]*"', b"", answer.body).lstrip()
         return xml.etree.ElementTree.fromstring(text)
     except xml.etree.ElementTree.ParseError as error:
         raise RequestError(200, "", "its answer is not XML") from error
