@@ -125,6 +125,30 @@ def test_a_large_file_takes_no_more_memory_than_it_may(make_transfer: MakeTransf
     assert peak < 30 * MIB, "two parts under way, two being filled, and one that is handed on"
 
 
+def test_the_parts_of_a_long_hole_share_their_zeros_and_are_seen_to_move(make_transfer: MakeTransfer, node: Node) -> None:
+    store = make_transfer(part_mib=5, memory_mib=10).store(node)
+    size = 40 * PART
+    writer = store.begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw")
+    file.set_size(size)
+    tracemalloc.start()
+    try:
+        file.write(0, b"begin")
+        file.write(size - 3, b"end")
+        peak = tracemalloc.get_traced_memory()[1]
+        assert file.moved >= 30 * PART, "all but what fits into the memory, and what is under way"
+        file.finish()
+    finally:
+        tracemalloc.stop()
+    assert file.moved == size
+    assert peak < 30 * MIB
+    writer.publish(MANIFEST)
+    reader = store.open(INSTANCE, NEW).open("disk-0.raw")
+    found = bytearray(b"x" * size)
+    reader.read_into(0, memoryview(found))
+    assert found == b"begin" + bytes(size - 8) + b"end"
+
+
 @pytest.mark.parametrize("fate", ["slow down", "lose the request", "lose the answer"])
 @pytest.mark.parametrize(
     ("method", "part"),

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import quote
 
-from diskhaul.api import Buffer, StoreFile
+from diskhaul.api import Buffer, MovingStoreFile
 from diskhaul.errors import StorageError
 
 from .bucket import Bucket, Found
@@ -44,7 +45,7 @@ class Means:
     failed: Callable[[RequestError, str, str], StorageError]
 
 
-class ObjectFile(StoreFile):
+class ObjectFile(MovingStoreFile):
     """A file that is being sent. Thread-safe as `diskhaul.api.StoreFile` says.
 
     What fits into one part is put as it is, in `finish`. Parts that are under way, and those of a raw file that are still being
@@ -63,6 +64,7 @@ class ObjectFile(StoreFile):
         self._executor: ThreadPoolExecutor | None = None
         self._upload: Upload | None = None
         self._tags: dict[int, str] = {}
+        self._moved = 0  # bytes
         self._under_way = 0  # bytes, also of parts that wait for a thread
         self._sending = 0  # threads
         self._failure: RequestError | None = None
@@ -93,6 +95,10 @@ class ObjectFile(StoreFile):
     def size(self) -> int:
         """Bytes of the whole file, once it is durable."""
         return self._end if self._size is None else self._size
+
+    @property
+    def moved(self) -> int:
+        return self._moved
 
     # --- in order -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +176,12 @@ class ObjectFile(StoreFile):
     def _given_away(self, number: int) -> tuple[int, Buffer]:
         self._sent.add(number)
         part = self._parts.pop(number, None)
-        return number, part.content if part is not None else bytes(self._length(number))
+        return number, part.content if part is not None else self._zeros[: self._length(number)]
+
+    @cached_property
+    def _zeros(self) -> memoryview:
+        """What all parts share in which nothing was written."""
+        return memoryview(bytes(self._first))
 
     def _keep_late(self, offset: int, piece: memoryview) -> None:
         self._late_bytes += len(piece)
@@ -231,6 +242,7 @@ class ObjectFile(StoreFile):
             tag = self._means.uploads.send_part(upload, number, content, self._given_up)
             with self._state:
                 self._tags[number] = tag
+                self._moved += len(content)
         except RequestError as fault:
             with self._state:
                 self._failure = self._failure or fault
