@@ -30,6 +30,7 @@ class S3Proxy:
 
     Attributes:
         rule: asked once for each request.
+        edit: may change the body of an answer, by method, path and body.
         after: called when the server has answered a request, before the client learns of it.
         seen: what was asked for, in order: method, and path with the query.
     """
@@ -37,6 +38,7 @@ class S3Proxy:
     def __init__(self, to: int, certificate: Path | None = None) -> None:
         self.rule: Rule = lambda method, path: "pass"
         self.after: Callable[[str, str], object] = lambda method, path: None
+        self.edit: Callable[[str, str, bytes], bytes] = lambda method, path, body: body
         self.seen: list[tuple[str, str]] = []
         proxy = self
 
@@ -69,6 +71,7 @@ class S3Proxy:
                     content = response.read()
                 finally:
                     connection.close()
+                content = proxy.edit(self.command, self.path, content)
                 proxy.after(self.command, self.path)
                 if fate != "lose the answer":
                     self.answer(response.status, response.getheaders(), content)
@@ -78,7 +81,7 @@ class S3Proxy:
                 length = str(len(content))
                 for name, value in headers:
                     if name.lower() == "content-length":
-                        length = value  # of a HEAD as well, which has no content
+                        length = length if content else value  # of a HEAD as well, which has no content
                     elif name.lower() not in ("transfer-encoding", "connection"):
                         self.send_header(name, value)
                 self.send_header("content-length", length)

@@ -8,7 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from tests.s3 import S3Server
@@ -445,6 +445,66 @@ def test_what_is_no_export_is_not_listed_and_files_without_a_manifest_are_partia
     store.remove(INSTANCE, NEW)
     assert [key for key in server.keys(bucket) if OLD + "/" in key or NEW in key] == []
     assert len(server.keys(bucket)) == 4, "what is not ours stays"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "/x", "../x", "./x", f"{INSTANCE}/", f"{INSTANCE}//x", f"{INSTANCE}/../x", f"{INSTANCE}/{NEW}/&#x1;x", "caf\udce9/x"],
+)
+def test_a_key_of_somebody_else_s_that_cannot_be_ours_hides_nothing(
+    transfer: ObjectTransfer, node: Node, store: ObjectStore, proxy: S3Proxy, key: str
+) -> None:
+    """The server here refuses such keys, so they are put into its answers."""
+    whole = f"backups/lab/{key}".encode(errors="surrogateescape")
+
+    def edit(method: str, path: str, body: bytes) -> bytes:
+        if "list-type=2" not in path:
+            return body
+        asked = parse_qs(urlsplit(path).query, keep_blank_values=True)
+        prefix = asked["prefix"][0].encode()
+        if not whole.startswith(prefix):
+            return body
+        name, slash, _ = whole[len(prefix) :].partition(b"/")
+        entry = b"<Contents><Key>" + whole + b"</Key><Size>1</Size></Contents>"
+        if asked.get("delimiter") == ["/"] and slash:
+            entry = b"<CommonPrefixes><Prefix>" + prefix + name + b"/</Prefix></CommonPrefixes>"
+        return body.replace(b"</ListBucketResult>", entry + b"</ListBucketResult>")
+
+    make(store, NEW)
+    proxy.edit = edit
+    behind = transfer.store(Node(name="alpha", options={**node.options, "endpoint": proxy.endpoint}))
+    assert list(behind.instances()) == [INSTANCE]
+    assert list(behind.exports(INSTANCE)) == [NEW]
+    assert list(behind.partials(INSTANCE)) == []
+    assert list(behind.open(INSTANCE, NEW).names()) == ["disk-0.raw", "manifest.json"]
+    behind.remove(INSTANCE, NEW)
+    assert list(behind.exports(INSTANCE)) == []
+
+
+def test_a_listing_of_several_pages_is_whole(store: ObjectStore, server: S3Server, bucket: str) -> None:
+    names = [f"20260102T000000Z-{number:08x}" for number in range(1001)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: server.put(bucket, f"backups/lab/{INSTANCE}/{name}/manifest.json", b"{}"), names))
+    assert list(store.exports(INSTANCE)) == names
+
+
+def test_credentials_that_are_gone_in_the_middle_are_named(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, server: S3Server, bucket: str
+) -> None:
+    make(store, NEW)
+    writer = store.begin(INSTANCE, OLD)
+    file = writer.create("disk-0.raw.zst")
+    file.append([bytes(PART + 1)])
+    reader = store.open(INSTANCE, NEW)
+    with monkeypatch.context() as changed:
+        changed.delenv("AWS_SECRET_ACCESS_KEY")
+        for call in (lambda: store.exports(INSTANCE), lambda: reader.open("disk-0.raw"), file.finish):
+            with pytest.raises(DiskhaulError, match="AWS_SECRET_ACCESS_KEY not set") as caught:
+                call()
+            assert "does not answer" not in str(caught.value)
+    writer.abort()
+    store.remove(INSTANCE, NEW)
+    assert server.keys(bucket) == []
 
 
 @pytest.mark.parametrize("how", ["by their notes", "by the store's list"])

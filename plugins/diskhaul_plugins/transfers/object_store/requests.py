@@ -85,7 +85,7 @@ class Requester:
         except (OSError, http.client.HTTPException) as error:
             # An OSError that is no errno's (a timeout, a certificate) has no strerror.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise RequestError(0, "", reason) from error
+            raise RequestError(0, "", reason[:1].lower() + reason[1:]) from error
         finally:
             connection.close()
         if not 200 <= response.status < 300:

@@ -10,7 +10,7 @@ from functools import cached_property
 from urllib.parse import quote
 
 from diskhaul.api import Buffer, MovingStoreFile
-from diskhaul.errors import StorageError
+from diskhaul.errors import DiskhaulError, StorageError
 
 from .bucket import Bucket, Found
 from .faults import GivenUpError, RequestError
@@ -67,7 +67,7 @@ class ObjectFile(MovingStoreFile):
         self._moved = 0  # bytes
         self._under_way = 0  # bytes, also of parts that wait for a thread
         self._sending = 0  # threads
-        self._failure: RequestError | None = None
+        self._failure: RequestError | DiskhaulError | None = None
         self._ended = False  # finished or closed
         self._durable = False
         self._first = means.settings.part_mib * MIB
@@ -249,6 +249,10 @@ class ObjectFile(MovingStoreFile):
             self._given_up.set()  # the other parts need not be tried any longer
         except GivenUpError:
             pass
+        except DiskhaulError as error:  # the credentials cannot be read any more
+            with self._state:
+                self._failure = self._failure or error
+            self._given_up.set()
         except Exception as error:  # nobody asks for this thread's result
             with self._state:
                 self._failure = self._failure or RequestError(0, "", str(error) or type(error).__name__)
@@ -383,8 +387,10 @@ class ObjectFile(MovingStoreFile):
         return self._given_up.is_set()
 
     def _check(self, action: str) -> None:
-        if self._failure is not None:
+        if isinstance(self._failure, RequestError):
             raise self._means.failed(self._failure, action, self._path) from self._failure
+        if self._failure is not None:
+            raise StorageError(f"{self._path}: cannot {action}: {self._failure}", path=self._path) from self._failure
         if self._ended:
             raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
 

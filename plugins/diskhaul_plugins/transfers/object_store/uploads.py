@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from diskhaul.api import Buffer
 
+from .answers import parsed, text
 from .faults import RequestError, patiently
 from .requests import Answer, Requester
 
@@ -67,7 +66,7 @@ class Uploads:
     def begin(self, key: str, given_up: threading.Event | None = None) -> Upload:
         """Begin an upload. One whose answer was lost is begun again; the first is found by `below`."""
         answer = self._patiently(lambda: self._requester.request("POST", key, {"uploads": ""}), given_up)
-        upload_id = _text(_parsed(answer), "UploadId")
+        upload_id = text(parsed(answer), "UploadId")
         if not upload_id:
             raise RequestError(200, "", "it began an upload without an id")
         return Upload(key, upload_id)
@@ -87,7 +86,7 @@ class Uploads:
         def attempt() -> str:
             query = {"partNumber": str(number + 1), "uploadId": upload.upload_id}
             copied = {"x-amz-copy-source": source, "x-amz-copy-source-range": f"bytes={begin}-{end - 1}"}
-            tag = _text(_parsed(self._requester.request("PUT", upload.key, query, headers=copied)), "ETag")
+            tag = text(parsed(self._requester.request("PUT", upload.key, query, headers=copied)), "ETag")
             if not tag:
                 raise RequestError(200, "", "it copied a part without naming its ETag")
             return tag
@@ -109,7 +108,7 @@ class Uploads:
             answer = self._requester.request("POST", upload.key, {"uploadId": upload.upload_id}, body)
             if b"<Error>" in answer.body:  # S3 may find out after it has answered 200
                 raise RequestError.answered(500, answer.body[:65536].decode("utf-8", "replace"))
-            if not answer.body.strip() or _parsed(answer).tag != "CompleteMultipartUploadResult":
+            if not answer.body.strip() or parsed(answer).tag != "CompleteMultipartUploadResult":
                 raise RequestError(0, "", "it has not said whether it completed an upload")
 
         self._patiently(attempt, given_up)
@@ -127,13 +126,13 @@ class Uploads:
         marker: dict[str, str] = {}
         while True:
             query = {"uploads": "", "prefix": prefix} | marker
-            found = _parsed(self._patiently(lambda query=query: self._requester.request("GET", "", query), None))  # type: ignore[misc]
+            found = parsed(self._patiently(lambda query=query: self._requester.request("GET", "", query), None))  # type: ignore[misc]
             for element in found.iterfind("Upload"):
-                upload = Upload(_text(element, "Key"), _text(element, "UploadId"))
+                upload = Upload(text(element, "Key"), text(element, "UploadId"))
                 if upload.key.startswith(prefix) and upload.upload_id:
                     yield upload
-            after = {"key-marker": _text(found, "NextKeyMarker"), "upload-id-marker": _text(found, "NextUploadIdMarker")}
-            if _text(found, "IsTruncated") != "true" or after == marker:
+            after = {"key-marker": text(found, "NextKeyMarker"), "upload-id-marker": text(found, "NextUploadIdMarker")}
+            if text(found, "IsTruncated") != "true" or after == marker:
                 return
             marker = after
 
@@ -146,18 +145,3 @@ def _tag(answer: Answer) -> str:
     if not tag:
         raise RequestError(200, "", "it took a part without naming its ETag")
     return tag
-
-
-def _parsed(answer: Answer) -> xml.etree.ElementTree.Element:
-    """An answer in XML, without its namespaces: servers do not agree about them."""
-    if b"<!DOCTYPE" in answer.body or b"<!ENTITY" in answer.body:
-        raise RequestError(200, "", "its answer declares entities")
-    try:
-        text = re.sub(rb'\sxmlns="[^"]*"', b"", answer.body).lstrip()
-        return xml.etree.ElementTree.fromstring(text)
-    except xml.etree.ElementTree.ParseError as error:
-        raise RequestError(200, "", "its answer is not XML") from error
-
-
-def _text(element: xml.etree.ElementTree.Element, name: str) -> str:
-    return element.findtext(name) or ""
