@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.s3 import ADMIN, READER, S3Server
-from tests.s3_proxy import proxy_to
+from tests.s3_proxy import Fate, proxy_to
 
 from diskhaul import certificates
 from diskhaul.errors import ConfigurationError, UnreachableNodeError
@@ -118,6 +118,35 @@ def test_looking_whether_it_can_be_written_leaves_nothing(
     transfer: ObjectTransfer, node: Node, server: S3Server, bucket: str
 ) -> None:
     assert list(transfer.store(node).check(INSTANCE, for_writing=True)) == []
+    assert server.keys(bucket) == []
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "said"),
+    [
+        ("PUT", ".diskhaul-probe-", "cannot put an object"),
+        ("POST", "?uploads=", "cannot begin an upload"),
+        ("DELETE", "?uploadId=", "cannot abort an upload"),
+    ],
+)
+def test_whatever_looking_fails_at_is_named_and_no_object_stays(
+    transfer: ObjectTransfer, node: Node, server: S3Server, bucket: str, method: str, part: str, said: str
+) -> None:
+    asked: list[str] = []
+
+    def rule(asking: str, path: str) -> Fate:
+        if asking != method or part not in path:
+            return "pass"
+        asked.append(path)
+        return "pass" if method == "PUT" and len(asked) == 1 else "forbid"  # of the puts the one on a condition
+
+    with proxy_to(server.port) as proxy:
+        proxy.rule = rule
+        store = transfer.store(replace(node, options={**node.options, "endpoint": proxy.endpoint}))
+        (problem,) = store.check(INSTANCE, for_writing=True)
+    assert said in problem
+    assert "AccessDenied" in problem
     assert server.keys(bucket) == []
 
 

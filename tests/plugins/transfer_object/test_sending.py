@@ -525,6 +525,18 @@ def test_what_a_dead_run_left_of_uploads_is_aborted(
     assert server.keys(bucket) == []
 
 
+@pytest.mark.parametrize("noted", [b"[" * 4000, b"[" * 200_000, b"{}", b"\xff", b'{"key": 1, "upload_id": []}'])
+def test_what_somebody_else_has_put_among_the_notes_does_not_keep_anything_from_being_removed(
+    behind: ObjectStore, proxy: S3Proxy, server: S3Server, bucket: str, noted: bytes
+) -> None:
+    behind.begin(INSTANCE, NEW)
+    key = f"backups/lab/{INSTANCE}/.{NEW}.partial/upload-0"
+    server.put(bucket, key, noted)
+    behind.remove_partial(INSTANCE, NEW)
+    assert server.keys(bucket) == []
+    assert (("GET", f"/{bucket}/{key}") in proxy.seen) == (len(noted) <= 4096), "what is too large is not even read"
+
+
 def test_parts_grow_so_that_ten_thousand_hold_the_largest_object() -> None:
     for first_size in (PART, 8 * MIB, 64 * MIB, 525 * MIB, MAX_PART):
         sizes = [part_size(number, first_size) for number in range(MAX_PARTS)]

@@ -25,6 +25,7 @@ from .uploads import Upload, Uploads
 MANIFEST = "manifest.json"
 _BEGUN = "begun"
 _UPLOAD_NOTE = "upload-"
+_NOTE_LIMIT = 4096  # bytes; ours have a few hundred
 _PROBE = ".diskhaul-probe-"
 _LISTS_NO_UPLOADS = frozenset({403, 405, 501})
 _ABORT_ROUNDS = 3  # S3: a part that was under way may bring an upload back
@@ -56,7 +57,9 @@ class ObjectStore(ExportStore):
         return self._place.identity
 
     def check(self, instance: str, /, *, for_writing: bool) -> Iterator[str]:
-        """With `for_writing`, a small object is put and deleted again: nothing else tells whether that is allowed."""
+        """With `for_writing`, a small object is put and deleted again, and an upload is begun and aborted: nothing else tells
+        whether that is allowed, and it is asked for in two ways.
+        """
         if problem := name_problem("instance", instance):
             yield problem
             return
@@ -70,6 +73,17 @@ class ObjectStore(ExportStore):
 
     def _write_problems(self) -> Iterator[str]:
         key = self._place.key(f"{_PROBE}{uuid.uuid4().hex}")
+        problems: list[str] = []
+        try:
+            problems.extend(self._probe_problems(key))
+        finally:
+            try:
+                self._bucket.delete([key], retry_s=0)
+            except RequestError as fault:
+                problems = problems or [self._explained(fault, "delete an object")]
+        yield from problems
+
+    def _probe_problems(self, key: str) -> Iterator[str]:
         action = "put an object"
         try:
             self._bucket.put_new(key, b"1", retry_s=0)
@@ -83,8 +97,10 @@ class ObjectStore(ExportStore):
             except RequestError as fault:
                 if not fault.exists:
                     raise
-            action = "delete an object"
-            self._bucket.delete([key], retry_s=0)
+            action = "begin an upload"
+            upload = self._uploads.begin(key, retry_s=0)
+            action = "abort an upload"
+            self._uploads.abort(upload, retry_s=0)
         except RequestError as fault:
             yield self._explained(fault, action)
 
@@ -199,12 +215,12 @@ class ObjectStore(ExportStore):
     def _noted(self, instance: str, export_id: str) -> Iterator[Upload]:
         prefix = self._place.key(instance, export_id) + "/"
         for note in self._bucket.below(self._place.key(instance, partial_name(export_id))):
-            if not note.key.rsplit("/", 1)[-1].startswith(_UPLOAD_NOTE):
+            if not note.key.rsplit("/", 1)[-1].startswith(_UPLOAD_NOTE) or note.size > _NOTE_LIMIT:
                 continue
             try:
                 content = json.loads(self._bucket.get(note.key))
                 upload = Upload(str(content["key"]), str(content["upload_id"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # not ours; its uploads are listed all the same
             except RequestError as fault:
                 if fault.missing:

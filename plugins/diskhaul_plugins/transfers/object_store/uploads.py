@@ -63,9 +63,9 @@ class Uploads:
     def __init__(self, requester: Requester, retry_s: float) -> None:
         self._requester, self._retry_s = requester, retry_s
 
-    def begin(self, key: str, given_up: threading.Event | None = None) -> Upload:
+    def begin(self, key: str, given_up: threading.Event | None = None, *, retry_s: float | None = None) -> Upload:
         """Begin an upload. One whose answer was lost is begun again; the first is found by `below`."""
-        answer = self._patiently(lambda: self._requester.request("POST", key, {"uploads": ""}), given_up)
+        answer = self._patiently(lambda: self._requester.request("POST", key, {"uploads": ""}), given_up, retry_s)
         upload_id = text(parsed(answer), "UploadId")
         if not upload_id:
             raise RequestError(200, "", "it began an upload without an id")
@@ -113,10 +113,11 @@ class Uploads:
 
         self._patiently(attempt, given_up)
 
-    def abort(self, upload: Upload) -> None:
+    def abort(self, upload: Upload, *, retry_s: float | None = None) -> None:
         """Have the store forget an upload and its parts. One that is not there is fine."""
         try:
-            self._patiently(lambda: self._requester.request("DELETE", upload.key, {"uploadId": upload.upload_id}), None)
+            query = {"uploadId": upload.upload_id}
+            self._patiently(lambda: self._requester.request("DELETE", upload.key, query), None, retry_s)
         except RequestError as fault:
             if not fault.missing:
                 raise
@@ -136,8 +137,8 @@ class Uploads:
                 return
             marker = after
 
-    def _patiently(self, attempt: Callable[[], T], given_up: threading.Event | None) -> T:
-        return patiently(attempt, self._retry_s, given_up)
+    def _patiently(self, attempt: Callable[[], T], given_up: threading.Event | None, retry_s: float | None = None) -> T:
+        return patiently(attempt, self._retry_s if retry_s is None else retry_s, given_up)
 
 
 def _tag(answer: Answer) -> str:
