@@ -56,6 +56,9 @@ class Bucket:
             "connect_timeout": timedelta(seconds=settings.connect_timeout_s),
             "timeout": "1h",  # of a whole request, which takes as long as what is read
             "read_timeout": timedelta(seconds=settings.silence_s),
+            # Both ways of making requests are to go the same way: without a proxy. There is no other way to say so.
+            "proxy_url": "http://localhost:1",
+            "proxy_excludes": "*,0.0.0.0/0,::/0",
         }
         if settings.ca_file is not None:
             try:
@@ -75,11 +78,14 @@ class Bucket:
         try:
             self._store = S3Store(
                 place.bucket,
-                # Each of these may also stand in the environment, which is not asked where it is given here.
+                # obstore asks the environment (AWS_*) for what is not given here, such as how to encrypt what is stored.
                 endpoint=place.url if place.virtual else place.endpoint,
                 region=place.region,
                 virtual_hosted_style_request=place.virtual,
                 skip_signature=False,
+                unsigned_payload=False,
+                request_payer=False,
+                conditional_put="etag",
                 disable_bulk_delete=True,  # not every server has it, and an export has few objects
                 client_options=client,
                 retry_config={"max_retries": 0},

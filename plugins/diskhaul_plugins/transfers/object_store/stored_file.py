@@ -49,7 +49,8 @@ class ObjectFile(MovingStoreFile):
     """A file that is being sent. Thread-safe as `diskhaul.api.StoreFile` says.
 
     What fits into one part is put as it is, in `finish`. Parts that are under way, and those of a raw file that are still being
-    filled, take `Settings.memory_mib` together (two parts, where those are larger).
+    filled, take half of `Settings.memory_mib` each, but one part that is under way and one (of a raw file two) that is filled
+    are kept however large.
 
     A raw file is written out of order, and what is not written of it is zeros, so nobody says when a part is complete that has
     some of those. It is sent when a later part beyond the memory is written. What comes even later is kept, and put right in the
