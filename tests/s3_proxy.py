@@ -17,7 +17,7 @@ from tests.s3 import ADMIN, REGION
 from diskhaul_plugins.transfers.object_store.credentials import Credentials
 from diskhaul_plugins.transfers.object_store.signing import signed_headers
 
-Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "without conditions"]
+Fate = Literal["pass", "slow down", "forbid", "lose the request", "lose the answer", "say nothing", "without conditions"]
 Rule = Callable[[str, str], Fate]
 """Says what becomes of a request, from its method and its path with the query; called before it is passed on."""
 
@@ -30,6 +30,7 @@ class S3Proxy:
 
     Attributes:
         rule: asked once for each request.
+        edit: may change the body of an answer, by method, path and body.
         after: called when the server has answered a request, before the client learns of it.
         seen: what was asked for, in order: method, and path with the query.
     """
@@ -37,6 +38,7 @@ class S3Proxy:
     def __init__(self, to: int, certificate: Path | None = None) -> None:
         self.rule: Rule = lambda method, path: "pass"
         self.after: Callable[[str, str], object] = lambda method, path: None
+        self.edit: Callable[[str, str, bytes], bytes] = lambda method, path, body: body
         self.seen: list[tuple[str, str]] = []
         proxy = self
 
@@ -56,6 +58,9 @@ class S3Proxy:
                 if fate == "forbid":
                     self.answer(403, [("content-type", "application/xml")], _FORBIDDEN)
                     return
+                if fate == "say nothing":
+                    self.answer(200, [], b"")
+                    return
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
                 if fate == "without conditions":
                     headers = without_condition(self.command, f"http://127.0.0.1:{to}{self.path}", body, self.headers)
@@ -66,6 +71,7 @@ class S3Proxy:
                     content = response.read()
                 finally:
                     connection.close()
+                content = proxy.edit(self.command, self.path, content)
                 proxy.after(self.command, self.path)
                 if fate != "lose the answer":
                     self.answer(response.status, response.getheaders(), content)
@@ -75,7 +81,7 @@ class S3Proxy:
                 length = str(len(content))
                 for name, value in headers:
                     if name.lower() == "content-length":
-                        length = value  # of a HEAD as well, which has no content
+                        length = length if content else value  # of a HEAD as well, which has no content
                     elif name.lower() not in ("transfer-encoding", "connection"):
                         self.send_header(name, value)
                 self.send_header("content-length", length)

@@ -606,6 +606,19 @@ class DirectStoreFile(StoreFile, Protocol):
 
 
 @runtime_checkable
+class MovingStoreFile(StoreFile, Protocol):
+    """A `StoreFile` whose `write`, `append` or `finish` may take long although the file moves on.
+
+    Files need not have this. Of those that do not, a call that takes `stall_timeout_s` counts as stalled.
+    """
+
+    @property
+    def moved(self) -> int:
+        """How many bytes have arrived by now; only grows, and is answered at once."""
+        ...
+
+
+@runtime_checkable
 class CloneStoreFile(StoreFile, Protocol):
     """A `StoreFile` that can be made of another file's blocks, where both lie on one filesystem with reflinks.
 

@@ -315,6 +315,20 @@ def test_a_server_that_stays_away_fails_the_export_the_guest_runs_and_recover_cl
     assert lab.left_in_the_bucket() == ([], [])
 
 
+def test_a_manifest_that_the_store_takes_after_the_export_has_failed_is_found_by_recover(lab: Lab) -> None:
+    lab.proxy.rule = lambda method, path: "lose the request" if method == "PUT" and "manifest.json" in path else "pass"
+    lab.configure(retry_s=1)
+    said = lab.export(code=3)
+    assert "may take it yet: 'diskhaul recover' looks again" in said
+    assert lab.guest_runs
+    assert lab.left_in_the_bucket() == ([], [])
+    (late,) = {path for method, path in lab.proxy.seen if method == "PUT" and "manifest.json" in path}
+    lab.server.put(lab.bucket, late.split("/", 2)[2], b"{}")
+    lab.proxy.rule = lambda method, path: "pass"
+    assert "was removed" in lab.run("recover")
+    assert lab.left_in_the_bucket() == ([], [])
+
+
 # --- refused before the guest is touched ----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import diskhaul_native as native
 
-from ..api import Buffer, StoreFile
+from ..api import Buffer, MovingStoreFile, StoreFile
 from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec
 from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
@@ -70,6 +70,7 @@ class SendJob:
         self.data_bytes = self.zero_bytes = self.free_bytes = self.stored_bytes = 0
         self.meter = meter
         self._source, self._file, self._codec = source, file, codec
+        self._moving = file if isinstance(file, MovingStoreFile) else None
         self._chunk_size = chunk_size
         self._when_sent, self._share = when_sent, share
         self._early = EarlyCheck(file, self.table, source.label) if check_early else None
@@ -94,6 +95,16 @@ class SendJob:
         data, size = self.sharing.data_bytes, self._source.size
         self._count(data=data, zero=size - data, free=0)
         self.meter.add(done=size)
+
+    @property
+    def moved(self) -> int:
+        """What the file says of its own progress; while that grows the disk is not stalled."""
+        if self._moving is None:
+            return 0
+        try:
+            return self._moving.moved
+        except Exception:  # then its calls have to end in time
+            return 0
 
     @property
     def checked(self) -> Sequence[int]:

@@ -103,7 +103,7 @@ class Scratch:
 
 
 class DiskJob(Protocol):
-    """The work on one disk."""
+    """The work on one disk. It may have a number `moved`: while that changes, a call of it that takes long is no stall."""
 
     error: BaseException | None
 
@@ -239,6 +239,10 @@ class _Pool:
             state.when_free()
             state.when_free = None
 
+    def moved(self) -> list[int]:
+        """What tells, besides ended calls, that something moves. Nothing does once the run is stopped: then calls have to end."""
+        return [] if self.stopping else [getattr(state.job, "moved", 0) for state in self.states]
+
     def when_free(self, number: int, action: Callable[[], object]) -> None:
         """Call `action` as soon as no thread is in disk `number`; at once if none is."""
         with self.changed:
@@ -287,12 +291,13 @@ def run_jobs(
     computing = computing_count(options, chunk_size, encoder_memory)
     pool = _Pool(jobs, options, computing=computing, stop_together=stop_together)
     _start_threads(pool, worker_count(options, chunk_size, encoder_memory))
-    seen, since, patience_s, cancelling = -1, time.monotonic(), stall_timeout_s, False
+    since, patience_s, cancelling = time.monotonic(), stall_timeout_s, False
+    seen: tuple[int, list[int]] = (-1, [])
     with pool.changed:
         while pool.working:
             pool.changed.wait(_POLL_S)
-            if pool.progress != seen:
-                seen, since = pool.progress, time.monotonic()
+            if (now := (pool.progress, pool.moved())) != seen:
+                seen, since = now, time.monotonic()
             if token.cancelled and not cancelling:
                 cancelling = True
                 pool.stop()

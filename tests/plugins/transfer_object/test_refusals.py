@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from tests.s3 import ADMIN, READER, S3Server
-from tests.s3_proxy import proxy_to
+from tests.s3_proxy import Fate, proxy_to
 
 from diskhaul import certificates
-from diskhaul.errors import ConfigurationError, UnreachableNodeError
+from diskhaul.errors import ConfigurationError, StorageError, UnreachableNodeError
 from diskhaul.model import Node
 from diskhaul.testing.conformance.transfers import INSTANCE, NEW, content, make
 from diskhaul_plugins.transfers.object_store.credentials import Credentials, read_credentials
@@ -114,10 +114,75 @@ def test_a_server_is_trusted_by_the_configured_authority_alone(
         make_transfer(ca_file=str(tmp_path / "missing.crt")).store(node)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "AWS_PROXY_URL"])
+def test_a_proxy_of_the_environment_is_not_used(
+    transfer: ObjectTransfer, node: Node, server: S3Server, monkeypatch: pytest.MonkeyPatch, name: str, host: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for other in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    store = transfer.store(replace(node, options={**node.options, "endpoint": f"http://{host}:{server.port}"}))
+    make(store, NEW)
+    assert content(store.open(INSTANCE, NEW), "disk-0.raw") == b"bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_CONDITIONAL_PUT", "disabled"),
+        ("AWS_UNSIGNED_PAYLOAD", "true"),
+        ("AWS_REQUEST_PAYER", "true"),
+        ("AWS_SKIP_SIGNATURE", "true"),
+        ("AWS_REGION", "mars-1"),
+    ],
+)
+def test_what_the_environment_says_of_other_programs_requests_changes_none_of_ours(
+    transfer: ObjectTransfer, node: Node, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    store = transfer.store(node)
+    assert list(store.check(INSTANCE, for_writing=True)) == []
+    make(store, NEW)
+    with pytest.raises(StorageError, match="exists already"):
+        make(store, NEW)
+
+
 def test_looking_whether_it_can_be_written_leaves_nothing(
     transfer: ObjectTransfer, node: Node, server: S3Server, bucket: str
 ) -> None:
     assert list(transfer.store(node).check(INSTANCE, for_writing=True)) == []
+    assert server.keys(bucket) == []
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "said"),
+    [
+        ("PUT", ".diskhaul-probe-", "cannot put an object"),
+        ("POST", "?uploads=", "cannot begin an upload"),
+        ("DELETE", "?uploadId=", "cannot abort an upload"),
+    ],
+)
+def test_whatever_looking_fails_at_is_named_and_no_object_stays(
+    transfer: ObjectTransfer, node: Node, server: S3Server, bucket: str, method: str, part: str, said: str
+) -> None:
+    asked: list[str] = []
+
+    def rule(asking: str, path: str) -> Fate:
+        if asking != method or part not in path:
+            return "pass"
+        asked.append(path)
+        return "pass" if method == "PUT" and len(asked) == 1 else "forbid"  # of the puts the one on a condition
+
+    with proxy_to(server.port) as proxy:
+        proxy.rule = rule
+        store = transfer.store(replace(node, options={**node.options, "endpoint": proxy.endpoint}))
+        (problem,) = store.check(INSTANCE, for_writing=True)
+    assert said in problem
+    assert "AccessDenied" in problem
     assert server.keys(bucket) == []
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
+from xml.etree.ElementTree import Element
 
 from diskhaul.errors import ConfigurationError
 
@@ -18,8 +19,10 @@ try:
 except ImportError as error:
     raise ConfigurationError("the transfer object needs obstore: pip install 'diskhaul[object]'") from error
 
+from .answers import parsed, text
 from .credentials import Credentials
 from .faults import RequestError, patiently
+from .requests import Requester
 from .settings import Place, Settings
 
 if TYPE_CHECKING:
@@ -53,6 +56,9 @@ class Bucket:
             "connect_timeout": timedelta(seconds=settings.connect_timeout_s),
             "timeout": "1h",  # of a whole request, which takes as long as what is read
             "read_timeout": timedelta(seconds=settings.silence_s),
+            # Both ways of making requests are to go the same way: without a proxy. There is no other way to say so.
+            "proxy_url": "http://localhost:1",
+            "proxy_excludes": "*,0.0.0.0/0,::/0",
         }
         if settings.ca_file is not None:
             try:
@@ -72,11 +78,14 @@ class Bucket:
         try:
             self._store = S3Store(
                 place.bucket,
-                # Each of these may also stand in the environment, which is not asked where it is given here.
+                # obstore asks the environment (AWS_*) for what is not given here, such as how to encrypt what is stored.
                 endpoint=place.url if place.virtual else place.endpoint,
                 region=place.region,
                 virtual_hosted_style_request=place.virtual,
                 skip_signature=False,
+                unsigned_payload=False,
+                request_payer=False,
+                conditional_put="etag",
                 disable_bulk_delete=True,  # not every server has it, and an export has few objects
                 client_options=client,
                 retry_config={"max_retries": 0},
@@ -84,6 +93,8 @@ class Bucket:
             )
         except (BaseError, ValueError) as error:
             raise ConfigurationError(f"nodes.{place.node}.options: {_reason(error)}") from error
+        self._credentials = credentials
+        self._requester = Requester(place, settings, credentials)
 
     def put_new(self, key: str, content: bytes, *, given_up: threading.Event | None = None, retry_s: float | None = None) -> None:
         """Put an object that is not there. One that has this very content is taken for ours, whose answer was lost.
@@ -94,7 +105,7 @@ class Bucket:
 
         def attempt() -> None:
             try:
-                _translated(lambda: obstore.put(self._store, key, content, mode="create", use_multipart=False))
+                self._translated(lambda: obstore.put(self._store, key, content, mode="create", use_multipart=False))
             except RequestError as fault:
                 if not fault.exists or not self._holds(key, content):
                     raise
@@ -141,21 +152,41 @@ class Bucket:
         return Found(key, meta["size"], meta["e_tag"] or "")
 
     def below(self, prefix: str, retry_s: float | None = None) -> list[Found]:
-        """Every object whose key begins with `prefix` and a slash."""
-
-        def attempt() -> list[Found]:
-            return [
-                Found(meta["path"], meta["size"], meta["e_tag"] or "")
-                for chunk in obstore.list(self._store, prefix or None)
-                for meta in chunk
-            ]
-
-        return self._patiently(attempt, retry_s)
+        """Every object whose key begins with `prefix` and a slash, and could be one of ours."""
+        return [
+            Found(text(element, "Key"), _size(text(element, "Size")), text(element, "ETag"))
+            for page in self._pages({"prefix": _directory(prefix)}, retry_s)
+            for element in page.iterfind("Contents")
+            if _could_be_ours(text(element, "Key")[len(prefix) :].removeprefix("/"))
+        ]
 
     def directories(self, prefix: str, retry_s: float | None = None) -> Sequence[str]:
         """The names between `prefix` with a slash and the next slash."""
-        found = self._patiently(lambda: obstore.list_with_delimiter(self._store, prefix or None), retry_s)
-        return sorted({path.rsplit("/", 1)[-1] for path in found["common_prefixes"]})
+        names = {
+            text(element, "Prefix")[len(_directory(prefix)) :].removesuffix("/")
+            for page in self._pages({"prefix": _directory(prefix), "delimiter": "/"}, retry_s)
+            for element in page.iterfind("CommonPrefixes")
+        }
+        return sorted(name for name in names if _could_be_ours(name))
+
+    def _pages(self, query: Mapping[str, str], retry_s: float | None) -> Iterator[Element]:
+        """A listing, page by page. obstore makes none where one key, of whomever, is not like those that it makes."""
+        token: dict[str, str] = {}
+        while True:
+            asked = {"list-type": "2", **query, **token}
+            page = patiently(
+                lambda asked=asked: parsed(self._requester.request("GET", "", asked)),  # type: ignore[misc]
+                self._retry_s if retry_s is None else retry_s,
+            )
+            if page.tag != "ListBucketResult":
+                raise RequestError(200, "", "its answer is no listing")
+            yield page
+            after = {"continuation-token": text(page, "NextContinuationToken")}
+            if text(page, "IsTruncated") != "true":
+                return
+            if after == token or not after["continuation-token"]:
+                raise RequestError(200, "", "its listing does not go on")
+            token = after
 
     def delete(self, keys: Iterator[str] | Sequence[str], *, retry_s: float | None = None) -> None:
         """Delete objects, one after the other. What is not there is fine."""
@@ -167,23 +198,38 @@ class Bucket:
                     raise
 
     def _patiently(self, call: Callable[[], T], retry_s: float | None = None, given_up: threading.Event | None = None) -> T:
-        return patiently(lambda: _translated(call), self._retry_s if retry_s is None else retry_s, given_up)
+        return patiently(lambda: self._translated(call), self._retry_s if retry_s is None else retry_s, given_up)
+
+    def _translated(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise RequestError.answered(404, _told(error)) from None
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise RequestError.answered(412, _told(error)) from None
+        except (BaseError, OSError, ValueError) as error:
+            # Not raised from the cause: obstore's errors show whole requests and answers.
+            told = _told(error)
+            status = _STATUS.search(told)
+            if status is None:
+                self._credentials()  # raises what may be wrong with them; obstore has made text of that
+                raise RequestError(0, "", _reason(error)) from None
+            raise RequestError.answered(int(status[1]), told) from None
 
 
-def _translated(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except FileNotFoundError as error:
-        raise RequestError.answered(404, _told(error)) from None
-    except (AlreadyExistsError, PreconditionError) as error:
-        raise RequestError.answered(412, _told(error)) from None
-    except (BaseError, OSError, ValueError) as error:
-        # Not raised from the cause: obstore's errors show whole requests and answers.
-        told = _told(error)
-        status = _STATUS.search(told)
-        if status is None:
-            raise RequestError(0, "", _reason(error)) from None
-        raise RequestError.answered(int(status[1]), told) from None
+def _directory(prefix: str) -> str:
+    return f"{prefix}/" if prefix else ""
+
+
+def _size(said: str) -> int:
+    if not (said.isascii() and said.isdigit()):
+        raise RequestError(200, "", "its listing has an object without a size")
+    return int(said)
+
+
+def _could_be_ours(key: str) -> bool:
+    """Whether all names in a key are such as we make; obstore could not even ask for some others."""
+    return "\ufffd" not in key and not {"", ".", ".."} & set(key.split("/"))
 
 
 def _told(error: BaseException) -> str:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_UNANSWERED_STATUS = frozenset({0, 408, 500, 502, 504})
 _CONFLICT = "ConditionalRequestConflict"
 _PASSING_CODES = frozenset(
     {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "OperationAborted", _CONFLICT}
@@ -55,6 +56,11 @@ class RequestError(Exception):
     def passing(self) -> bool:
         """Whether it may pass by itself."""
         return self.status == 0 or self.status in _PASSING_STATUS or self.code in _PASSING_CODES
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether it may have been done all the same, or still be done: a server, or one on the way to it, has not said so."""
+        return self.status in _UNANSWERED_STATUS
 
     @property
     def missing(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
@@ -20,6 +20,7 @@ from .faults import RequestError
 from .settings import Place, Settings
 from .signing import encoded_query, signed_headers
 
+_SLICE = 256 << 10  # bytes
 _ANSWER_LIMIT = 8 << 20  # bytes; a listing of 1000 uploads is a few hundred KiB
 
 
@@ -70,13 +71,21 @@ class Requester:
             connection.connect()
             if connection.sock is not None:
                 connection.sock.settimeout(self._settings.silence_s)
-            connection.request(method, target, body=body, headers=signed)
-            response = connection.getresponse()
+            try:
+                connection.request(method, target, body=_slices(body), headers=signed)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                # A server that refuses a request need not read all of it: what it has answered is here already.
+                try:
+                    response = connection.getresponse()
+                except (OSError, http.client.HTTPException):
+                    raise error from None
+            else:
+                response = connection.getresponse()
             answer = Answer({name.lower(): value for name, value in response.getheaders()}, response.read(_ANSWER_LIMIT))
         except (OSError, http.client.HTTPException) as error:
             # An OSError that is no errno's (a timeout, a certificate) has no strerror.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise RequestError(0, "", reason) from error
+            raise RequestError(0, "", reason[:1].lower() + reason[1:]) from error
         finally:
             connection.close()
         if not 200 <= response.status < 300:
@@ -88,6 +97,13 @@ class Requester:
         if self._context is None:
             return http.client.HTTPConnection(host, port, timeout=timeout_s)
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
+
+
+def _slices(body: Buffer) -> Iterator[memoryview]:
+    """What is sent at a time: a socket's timeout is for all of it."""
+    view = memoryview(body).cast("B")
+    for begin in range(0, len(view), _SLICE):
+        yield view[begin : begin + _SLICE]
 
 
 def trusting(settings: Settings) -> ssl.SSLContext:

@@ -30,7 +30,7 @@ class Settings:
         allow_http: whether an endpoint may be ``http://``: then everybody on the way can read exports.
         part_mib: size of the first parts of an upload; files of a few TiB get larger ones towards their end.
         streams: parts of one file that are sent at a time.
-        memory_mib: parts of one file that are kept until the store has them; two are, however large.
+        memory_mib: parts of one file that are kept until the store has them; two are at least, however large.
         connect_timeout_s: for connecting.
         silence_s: how long a server may answer nothing; then the connection counts as broken.
         retry_s: how long a request that failed is made again before it has failed for good.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from diskhaul.api import ExportStore, ExportWriter
+from diskhaul.api import ExportStore, RetryingExportWriter
 from diskhaul.errors import StorageError
 from diskhaul.formats.export_id import is_export_id, parse_partial, partial_name
 from diskhaul.names import name_problem, printable
@@ -16,7 +16,7 @@ from diskhaul.names import name_problem, printable
 from ..beneath import is_single
 from .bucket import Bucket, Found
 from .credentials import Credentials
-from .faults import GivenUpError, RequestError
+from .faults import GivenUpError, RequestError, patiently
 from .reader import ObjectReader
 from .settings import Place, Settings
 from .stored_file import Means, ObjectFile
@@ -25,6 +25,7 @@ from .uploads import Upload, Uploads
 MANIFEST = "manifest.json"
 _BEGUN = "begun"
 _UPLOAD_NOTE = "upload-"
+_NOTE_LIMIT = 4096  # bytes; ours have a few hundred
 _PROBE = ".diskhaul-probe-"
 _LISTS_NO_UPLOADS = frozenset({403, 405, 501})
 _ABORT_ROUNDS = 3  # S3: a part that was under way may bring an upload back
@@ -56,7 +57,9 @@ class ObjectStore(ExportStore):
         return self._place.identity
 
     def check(self, instance: str, /, *, for_writing: bool) -> Iterator[str]:
-        """With `for_writing`, a small object is put and deleted again: nothing else tells whether that is allowed."""
+        """With `for_writing`, a small object is put and deleted again, and an upload is begun and aborted: nothing else tells
+        whether that is allowed, and it is asked for in two ways.
+        """
         if problem := name_problem("instance", instance):
             yield problem
             return
@@ -70,6 +73,17 @@ class ObjectStore(ExportStore):
 
     def _write_problems(self) -> Iterator[str]:
         key = self._place.key(f"{_PROBE}{uuid.uuid4().hex}")
+        problems: list[str] = []
+        try:
+            problems.extend(self._probe_problems(key))
+        finally:
+            try:
+                self._bucket.delete([key], retry_s=0)
+            except RequestError as fault:
+                problems = problems or [self._explained(fault, "delete an object")]
+        yield from problems
+
+    def _probe_problems(self, key: str) -> Iterator[str]:
         action = "put an object"
         try:
             self._bucket.put_new(key, b"1", retry_s=0)
@@ -83,8 +97,10 @@ class ObjectStore(ExportStore):
             except RequestError as fault:
                 if not fault.exists:
                     raise
-            action = "delete an object"
-            self._bucket.delete([key], retry_s=0)
+            action = "begin an upload"
+            upload = self._uploads.begin(key, retry_s=0)
+            action = "abort an upload"
+            self._uploads.abort(upload, retry_s=0)
         except RequestError as fault:
             yield self._explained(fault, action)
 
@@ -166,6 +182,9 @@ class ObjectStore(ExportStore):
         _check_instance_name(instance)
         try:
             objects = self._survey(instance).get(export_id, _Objects())
+            if objects.begun:  # whoever is about to publish it has to see that it is taken away
+                self._bucket.put(self._place.key(instance, partial_name(export_id), _BEGUN), b"taken away")
+                objects = self._survey(instance).get(export_id, _Objects())
             if objects.published:
                 self.tidy(instance, export_id)  # the export stays
             else:
@@ -196,12 +215,12 @@ class ObjectStore(ExportStore):
     def _noted(self, instance: str, export_id: str) -> Iterator[Upload]:
         prefix = self._place.key(instance, export_id) + "/"
         for note in self._bucket.below(self._place.key(instance, partial_name(export_id))):
-            if not note.key.rsplit("/", 1)[-1].startswith(_UPLOAD_NOTE):
+            if not note.key.rsplit("/", 1)[-1].startswith(_UPLOAD_NOTE) or note.size > _NOTE_LIMIT:
                 continue
             try:
                 content = json.loads(self._bucket.get(note.key))
                 upload = Upload(str(content["key"]), str(content["upload_id"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # not ours; its uploads are listed all the same
             except RequestError as fault:
                 if fault.missing:
@@ -257,6 +276,9 @@ class ObjectStore(ExportStore):
             failed=self.failed,
         )
 
+    def patiently(self, attempt: Callable[[], object], given_up: threading.Event) -> None:
+        patiently(attempt, self._settings.retry_s, given_up)
+
     def quiet_s(self) -> float:
         """How long a request that nobody wants any more may still be under way."""
         return self._settings.connect_timeout_s + self._settings.silence_s
@@ -268,7 +290,7 @@ class ObjectStore(ExportStore):
         return fault.as_error(self._place, self._credentials, action, path)
 
 
-class ObjectWriter(ExportWriter):
+class ObjectWriter(RetryingExportWriter):
     """An export that is being made. `create` may be called by several threads."""
 
     def __init__(self, store: ObjectStore, instance: str, export_id: str) -> None:
@@ -283,6 +305,7 @@ class ObjectWriter(ExportWriter):
         self._given_up = threading.Event()
         self._open = True
         self._doubtful: bytes | None = None  # the manifest that was put, while nobody knows whether it arrived
+        self._unanswered = False  # a put of the manifest was sent that the store may carry out at any time
         try:
             self._begin()
         except RequestError as fault:
@@ -323,47 +346,81 @@ class ObjectWriter(ExportWriter):
         return ObjectReader(self._bucket, self._location, self._prefix, self._store.failed, self._check_open)
 
     def publish(self, manifest: bytes, /) -> None:
+        self.publish_while(manifest, lambda: None)
+
+    def publish_while(self, manifest: bytes, check: Callable[[], object], /) -> None:
         with self._lock:
             self._check_open()
             unfinished = sorted(name for name, file in self._files.items() if not file.durable)
             if unfinished:
                 raise StorageError(f"{self.location}: not published: {', '.join(unfinished)} not finished", path=self.location)
             try:
-                self._check_whole()
-                self._put_manifest(manifest)
+                self._put_manifest(manifest, check)
+                self._look_again(manifest)
             except RequestError as fault:
                 raise self._store.failed(fault, "publish it", self._location) from fault
+            except GivenUpError as error:
+                raise StorageError(f"{self._location}: was given up", path=self._location) from error
+            self._doubtful = None
             self._open = False
             try:
                 self._store.tidy(*self._named)
             except RequestError:
                 pass  # it is published; what is left is not listed, and goes with the export
 
-    def _check_whole(self) -> None:
-        """That nobody has taken the export away, and that its objects are as large as what was sent."""
-        ours = self._holds(self._begun_key, self._token)
-        found = {each.key: each.size for each in self._bucket.below(self._prefix)}
-        if not ours or found != {f"{self._prefix}/{name}": file.size for name, file in self._files.items()}:
-            what = "somebody has removed or changed what was sent"
-            raise StorageError(f"{self._location}: not published: {what}", path=self._location)
-
-    def _put_manifest(self, manifest: bytes) -> None:
-        try:
+    def _put_manifest(self, manifest: bytes, check: Callable[[], object]) -> None:
+        def attempt() -> None:
+            self._check_whole(retry_s=0)
+            check()
             self._doubtful = manifest
-            self._bucket.put_new(f"{self._prefix}/{MANIFEST}", manifest, given_up=self._given_up)
+            try:
+                self._bucket.put_new(f"{self._prefix}/{MANIFEST}", manifest, retry_s=0)
+            except RequestError as fault:
+                self._unanswered = self._unanswered or fault.unanswered
+                raise
+
+        try:
+            self._store.patiently(attempt, self._given_up)
         except RequestError as fault:
             if fault.exists:
                 self._doubtful = None
                 text = f"{self._location}: not published: somebody else has published it"
                 raise StorageError(text, path=self._location) from fault
             raise
-        except GivenUpError as error:
-            raise StorageError(f"{self._location}: was given up", path=self._location) from error
-        if self._given_up.is_set():
-            raise StorageError(f"{self._location}: was given up", path=self._location)
-        self._doubtful = None
+
+    def _look_again(self, manifest: bytes) -> None:
+        """Take the manifest back when somebody has taken the export away while it was put.
+
+        Whoever takes one away first replaces what says that it was begun, and then looks for a manifest: so one of both sees what
+        the other has done.
+        """
+        try:
+            self._check_whole()
+            if self._given_up.is_set():
+                raise GivenUpError
+        except (StorageError, GivenUpError):
+            self._take_back(manifest)
+            raise
+
+    def _check_whole(self, retry_s: float | None = None) -> None:
+        """That nobody has taken the export away, and that its objects are as large as what was sent."""
+        ours = self._holds(self._begun_key, self._token, retry_s)
+        found = {each.key: each.size for each in self._bucket.below(self._prefix, retry_s)}
+        found.pop(f"{self._prefix}/{MANIFEST}", None)  # whose it is says the put
+        if not ours or found != {f"{self._prefix}/{name}": file.size for name, file in self._files.items()}:
+            what = "somebody has removed or changed what was sent"
+            raise StorageError(f"{self._location}: not published: {what}", path=self._location)
+
+    def _take_back(self, manifest: bytes) -> None:
+        if self._holds(f"{self._prefix}/{MANIFEST}", manifest):
+            self._bucket.delete([f"{self._prefix}/{MANIFEST}"])
 
     def abort(self) -> None:
+        """As `ExportWriter` says.
+
+        Raises:
+            StorageError: something is left, or may come yet: the store has never answered whether it has taken the manifest.
+        """
         self._given_up.set()  # before waiting for the lock: a `publish` that hangs in there must not succeed afterwards
         with self._lock:
             if not self._open:
@@ -374,17 +431,21 @@ class ObjectWriter(ExportWriter):
             for file in self._files.values():
                 file.wait_until_quiet(self._store.quiet_s())
             try:
-                if not self._holds(self._begun_key, self._token):
-                    return  # somebody has removed what was begun: what is there now is another's, or nothing
-                if self._doubtful is not None and self._holds(f"{self._prefix}/{MANIFEST}", self._doubtful):
-                    self._bucket.delete([f"{self._prefix}/{MANIFEST}"])
+                if self._doubtful is not None:
+                    self._take_back(self._doubtful)
+                ours = self._holds(self._begun_key, self._token)
             except RequestError as fault:
                 raise self._store.failed(fault, "remove it completely", self._location) from fault
-            self._store.remove_partial(*self._named)  # not what somebody else has published
+            if ours:  # otherwise somebody has removed what was begun: what is there now is another's, or nothing
+                self._store.remove_partial(*self._named)  # not what somebody else has published
+            if self._unanswered:
+                what = "the store has not answered whether it has taken its manifest, and may take it yet"
+                text = f"{self._location}: was removed, but {what}: 'diskhaul recover' looks again"
+                raise StorageError(text, path=self._location)
 
-    def _holds(self, key: str, content: bytes) -> bool:
+    def _holds(self, key: str, content: bytes, retry_s: float | None = None) -> bool:
         try:
-            return self._bucket.get(key) == content
+            return self._bucket.get(key, retry_s=retry_s) == content
         except RequestError as fault:
             if fault.missing:
                 return False

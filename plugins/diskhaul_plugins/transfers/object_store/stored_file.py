@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import quote
 
-from diskhaul.api import Buffer, StoreFile
-from diskhaul.errors import StorageError
+from diskhaul.api import Buffer, MovingStoreFile
+from diskhaul.errors import DiskhaulError, StorageError
 
-from .bucket import Bucket
+from .bucket import Bucket, Found
 from .faults import GivenUpError, RequestError
 from .settings import MIB, Place, Settings
 from .uploads import MAX_OBJECT, MAX_PARTS, Upload, Uploads, part_size
@@ -44,11 +45,12 @@ class Means:
     failed: Callable[[RequestError, str, str], StorageError]
 
 
-class ObjectFile(StoreFile):
+class ObjectFile(MovingStoreFile):
     """A file that is being sent. Thread-safe as `diskhaul.api.StoreFile` says.
 
     What fits into one part is put as it is, in `finish`. Parts that are under way, and those of a raw file that are still being
-    filled, take `Settings.memory_mib` together (two parts, where those are larger).
+    filled, take half of `Settings.memory_mib` each, but one part that is under way and one (of a raw file two) that is filled
+    are kept however large.
 
     A raw file is written out of order, and what is not written of it is zeros, so nobody says when a part is complete that has
     some of those. It is sent when a later part beyond the memory is written. What comes even later is kept, and put right in the
@@ -63,9 +65,10 @@ class ObjectFile(StoreFile):
         self._executor: ThreadPoolExecutor | None = None
         self._upload: Upload | None = None
         self._tags: dict[int, str] = {}
+        self._moved = 0  # bytes
         self._under_way = 0  # bytes, also of parts that wait for a thread
         self._sending = 0  # threads
-        self._failure: RequestError | None = None
+        self._failure: RequestError | DiskhaulError | None = None
         self._ended = False  # finished or closed
         self._durable = False
         self._first = means.settings.part_mib * MIB
@@ -93,6 +96,10 @@ class ObjectFile(StoreFile):
     def size(self) -> int:
         """Bytes of the whole file, once it is durable."""
         return self._end if self._size is None else self._size
+
+    @property
+    def moved(self) -> int:
+        return self._moved
 
     # --- in order -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +177,12 @@ class ObjectFile(StoreFile):
     def _given_away(self, number: int) -> tuple[int, Buffer]:
         self._sent.add(number)
         part = self._parts.pop(number, None)
-        return number, part.content if part is not None else bytes(self._length(number))
+        return number, part.content if part is not None else self._zeros[: self._length(number)]
+
+    @cached_property
+    def _zeros(self) -> memoryview:
+        """What all parts share in which nothing was written."""
+        return memoryview(bytes(self._first))
 
     def _keep_late(self, offset: int, piece: memoryview) -> None:
         self._late_bytes += len(piece)
@@ -231,12 +243,17 @@ class ObjectFile(StoreFile):
             tag = self._means.uploads.send_part(upload, number, content, self._given_up)
             with self._state:
                 self._tags[number] = tag
+                self._moved += len(content)
         except RequestError as fault:
             with self._state:
                 self._failure = self._failure or fault
             self._given_up.set()  # the other parts need not be tried any longer
         except GivenUpError:
             pass
+        except DiskhaulError as error:  # the credentials cannot be read any more
+            with self._state:
+                self._failure = self._failure or error
+            self._given_up.set()
         except Exception as error:  # nobody asks for this thread's result
             with self._state:
                 self._failure = self._failure or RequestError(0, "", str(error) or type(error).__name__)
@@ -293,7 +310,8 @@ class ObjectFile(StoreFile):
 
     def _complete(self, count: int) -> None:
         with self._state:
-            self._state.wait_for(lambda: not self._under_way or self._failure is not None)
+            # Once it is given up, parts that wait for a thread never arrive.
+            self._state.wait_for(lambda: not self._under_way or self._failure is not None or self._given_up_now)
             if self._failure is not None:
                 raise self._failure
             tags = dict(self._tags)
@@ -302,13 +320,23 @@ class ObjectFile(StoreFile):
         assert self._upload is not None, "there are parts"
         self._complete_upload(self._upload, tags, self.size)
 
-    def _complete_upload(self, upload: Upload, tags: dict[int, str], size: int) -> None:
+    def _complete_upload(self, upload: Upload, tags: dict[int, str], size: int, before: Found | None = None) -> None:
+        """Complete an upload, in the place of the object `before` where there was one."""
         try:
             self._means.uploads.complete(upload, tags, self._given_up)
         except RequestError as fault:
-            # An answer may have been lost: then the upload is gone, and the object is there.
-            if not fault.missing or self._means.bucket.head(self._key).size != size:
+            if not fault.missing or not self._is_there(size, before):
                 raise
+
+    def _is_there(self, size: int, before: Found | None) -> bool:
+        """Whether an upload that the store no longer knows was completed, and only the answer lost."""
+        try:
+            found = self._means.bucket.head(self._key)
+        except RequestError as fault:
+            if fault.missing:
+                return False
+            raise
+        return found.size == size and (before is None or bool(before.tag and found.tag and found.tag != before.tag))
 
     def _put_right(self, size: int) -> None:
         """Make the object anew of its own parts, but for those that something came too late for."""
@@ -336,7 +364,7 @@ class ObjectFile(StoreFile):
             tags[len(tags)] = uploads.send_part(upload, len(tags), content, self._given_up)
             done = begin + length
         copy(done, size)
-        self._complete_upload(upload, tags, size)
+        self._complete_upload(upload, tags, size, found)
 
     def close(self) -> None:
         self._ended = True
@@ -360,8 +388,10 @@ class ObjectFile(StoreFile):
         return self._given_up.is_set()
 
     def _check(self, action: str) -> None:
-        if self._failure is not None:
+        if isinstance(self._failure, RequestError):
             raise self._means.failed(self._failure, action, self._path) from self._failure
+        if self._failure is not None:
+            raise StorageError(f"{self._path}: cannot {action}: {self._failure}", path=self._path) from self._failure
         if self._ended:
             raise StorageError(f"{self._path}: cannot {action}: is closed", path=self._path)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from diskhaul.api import Buffer
 
+from .answers import parsed, text
 from .faults import RequestError, patiently
 from .requests import Answer, Requester
 
@@ -64,10 +63,10 @@ class Uploads:
     def __init__(self, requester: Requester, retry_s: float) -> None:
         self._requester, self._retry_s = requester, retry_s
 
-    def begin(self, key: str, given_up: threading.Event | None = None) -> Upload:
+    def begin(self, key: str, given_up: threading.Event | None = None, *, retry_s: float | None = None) -> Upload:
         """Begin an upload. One whose answer was lost is begun again; the first is found by `below`."""
-        answer = self._patiently(lambda: self._requester.request("POST", key, {"uploads": ""}), given_up)
-        upload_id = _text(_parsed(answer), "UploadId")
+        answer = self._patiently(lambda: self._requester.request("POST", key, {"uploads": ""}), given_up, retry_s)
+        upload_id = text(parsed(answer), "UploadId")
         if not upload_id:
             raise RequestError(200, "", "it began an upload without an id")
         return Upload(key, upload_id)
@@ -87,7 +86,7 @@ class Uploads:
         def attempt() -> str:
             query = {"partNumber": str(number + 1), "uploadId": upload.upload_id}
             copied = {"x-amz-copy-source": source, "x-amz-copy-source-range": f"bytes={begin}-{end - 1}"}
-            tag = _text(_parsed(self._requester.request("PUT", upload.key, query, headers=copied)), "ETag")
+            tag = text(parsed(self._requester.request("PUT", upload.key, query, headers=copied)), "ETag")
             if not tag:
                 raise RequestError(200, "", "it copied a part without naming its ETag")
             return tag
@@ -109,13 +108,16 @@ class Uploads:
             answer = self._requester.request("POST", upload.key, {"uploadId": upload.upload_id}, body)
             if b"<Error>" in answer.body:  # S3 may find out after it has answered 200
                 raise RequestError.answered(500, answer.body[:65536].decode("utf-8", "replace"))
+            if not answer.body.strip() or parsed(answer).tag != "CompleteMultipartUploadResult":
+                raise RequestError(0, "", "it has not said whether it completed an upload")
 
         self._patiently(attempt, given_up)
 
-    def abort(self, upload: Upload) -> None:
+    def abort(self, upload: Upload, *, retry_s: float | None = None) -> None:
         """Have the store forget an upload and its parts. One that is not there is fine."""
         try:
-            self._patiently(lambda: self._requester.request("DELETE", upload.key, {"uploadId": upload.upload_id}), None)
+            query = {"uploadId": upload.upload_id}
+            self._patiently(lambda: self._requester.request("DELETE", upload.key, query), None, retry_s)
         except RequestError as fault:
             if not fault.missing:
                 raise
@@ -125,18 +127,18 @@ class Uploads:
         marker: dict[str, str] = {}
         while True:
             query = {"uploads": "", "prefix": prefix} | marker
-            found = _parsed(self._patiently(lambda query=query: self._requester.request("GET", "", query), None))  # type: ignore[misc]
+            found = parsed(self._patiently(lambda query=query: self._requester.request("GET", "", query), None))  # type: ignore[misc]
             for element in found.iterfind("Upload"):
-                upload = Upload(_text(element, "Key"), _text(element, "UploadId"))
+                upload = Upload(text(element, "Key"), text(element, "UploadId"))
                 if upload.key.startswith(prefix) and upload.upload_id:
                     yield upload
-            after = {"key-marker": _text(found, "NextKeyMarker"), "upload-id-marker": _text(found, "NextUploadIdMarker")}
-            if _text(found, "IsTruncated") != "true" or after == marker:
+            after = {"key-marker": text(found, "NextKeyMarker"), "upload-id-marker": text(found, "NextUploadIdMarker")}
+            if text(found, "IsTruncated") != "true" or after == marker:
                 return
             marker = after
 
-    def _patiently(self, attempt: Callable[[], T], given_up: threading.Event | None) -> T:
-        return patiently(attempt, self._retry_s, given_up)
+    def _patiently(self, attempt: Callable[[], T], given_up: threading.Event | None, retry_s: float | None = None) -> T:
+        return patiently(attempt, self._retry_s if retry_s is None else retry_s, given_up)
 
 
 def _tag(answer: Answer) -> str:
@@ -144,18 +146,3 @@ def _tag(answer: Answer) -> str:
     if not tag:
         raise RequestError(200, "", "it took a part without naming its ETag")
     return tag
-
-
-def _parsed(answer: Answer) -> xml.etree.ElementTree.Element:
-    """An answer in XML, without its namespaces: servers do not agree about them."""
-    if b"<!DOCTYPE" in answer.body or b"<!ENTITY" in answer.body:
-        raise RequestError(200, "", "its answer declares entities")
-    try:
-        text = re.sub(rb'\sxmlns="[^"]*"', b"", answer.body)
-        return xml.etree.ElementTree.fromstring(text)
-    except xml.etree.ElementTree.ParseError as error:
-        raise RequestError(200, "", "its answer is not XML") from error
-
-
-def _text(element: xml.etree.ElementTree.Element, name: str) -> str:
-    return element.findtext(name) or ""
