@@ -647,6 +647,28 @@ def test_what_runs_but_was_not_heard_of_is_not_told_as_never_begun(engine: DaskE
         dask_engine.disconnect()
 
 
+def held(link: Link, path: Path) -> str:
+    """As `deaf`, and answers once it was let go."""
+    deaf(link, path)
+    return f"let go, and told to stop: {link.token.cancelled}"
+
+
+def test_what_waits_at_a_node_that_is_being_stopped_is_never_begun(own: Processes, tmp_path: Path) -> None:
+    calls = Calls(engine_for(own, tmp_path), Node(name="alpha", export_dir=tmp_path))
+    try:
+        first, second = calls.ask(held, tmp_path / "go"), calls.ask(waiting)
+        third = calls.ask(noting, tmp_path / "third", begun=False)
+        own.running[1].terminate()
+        assert calls.answer(second) == "stopped: the node is being stopped"
+        assert str(calls.answer(third)) == "interrupted before it was begun: the node is being stopped"
+        assert not (tmp_path / "third").exists()
+        (tmp_path / "go").touch()
+        assert calls.answer(first) == "let go, and told to stop: True"
+    finally:
+        (tmp_path / "go").touch()
+        calls.end()
+
+
 def begin_and_end(link: Link, key: str) -> list[bool]:
     """What cancelling says on a node of functions that run there, that have run, and that never came."""
     from diskhaul_plugins.engines.dask import tasks

@@ -113,15 +113,23 @@ class _Running:
         self._links: dict[str, WorkerLink] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._cancelled: OrderedDict[str, str] = OrderedDict()
+        self._refusing: str | None = None
+
+    def admit(self) -> None:
+        """Let functions begin, again where `cancel_all` had refused them."""
+        with self._lock:
+            self._refusing = None
 
     @contextmanager
     def entered(self, key: str, link: WorkerLink) -> Iterator[None]:
         """For as long as a function runs.
 
         Raises:
-            InterruptedRunError: it was cancelled before it came.
+            InterruptedRunError: it was cancelled before it came, or nothing is begun any more.
         """
         with self._lock:
+            if self._refusing is not None:
+                raise InterruptedRunError(f"interrupted before it was begun: {self._refusing}")
             if key in self._cancelled:
                 raise InterruptedRunError(f"interrupted before it was begun: {self._cancelled.pop(key)}")
             self._links[key] = link
@@ -146,8 +154,9 @@ class _Running:
             return False
 
     def cancel_all(self, reason: str, *, wait_s: float) -> bool:
-        """Cancel what runs, and wait for its end; whether it came."""
+        """Cancel what runs, let nothing begin from now on, and wait for the end; whether it came."""
         with self._lock:
+            self._refusing = reason
             for link in self._links.values():
                 link.token.cancel(reason)
             return self._lock.wait_for(lambda: not self._links, wait_s)
