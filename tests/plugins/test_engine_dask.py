@@ -31,6 +31,8 @@ from diskhaul.testing.conformance.engines import EngineConformance
 from diskhaul_plugins.engines.dask import engine as dask_engine
 from diskhaul_plugins.engines.dask import serving
 from diskhaul_plugins.engines.dask.engine import DaskEngine
+from diskhaul_plugins.engines.dask.forgetting import Forgetting
+from diskhaul_plugins.engines.dask.tasks import topic_of
 
 from ..processes import end
 
@@ -466,6 +468,17 @@ def test_what_functions_tell_leaves_nothing_at_the_scheduler(engine: DaskEngine,
     assert look() == before
 
 
+@pytest.mark.parametrize("broker", [{}, {"_broker": object()}], ids=["no broker", "a broker without topics"])
+def test_where_dask_has_no_table_of_topics_nothing_is_removed(broker: dict[str, object]) -> None:
+    scheduler: Any = types.SimpleNamespace(clients={"here": None}, **broker)
+    forgetting = Forgetting(scheduler)
+    for client in ("here", "gone"):
+        forgetting.log_event(topic_of(client), {"key": "key", "message": b"begun"})
+        forgetting.log_event(client, {"action": "remove-client", "client": client})
+        forgetting.remove_client(scheduler, client)
+    forgetting.remove_worker(scheduler, "tcp://127.0.0.1:9")
+
+
 def test_a_node_without_worker_is_unreachable(cluster: Processes, tmp_path: Path) -> None:
     engine = engine_for(cluster, tmp_path, node_timeout_s=1)
     with pytest.raises(UnreachableNodeError, match=r"node gamma does not answer: it has no worker .*diskhaul node serve"):
@@ -756,6 +769,23 @@ def test_options_that_cannot_be_used_are_refused(tmp_path: Path, options: dict[s
     with pytest.raises(RefusedError) as caught:
         DaskEngine(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))
     assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_without_distributed_it_is_said_what_to_install(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "import diskhaul\n"
+        "options = {'dask': {'scheduler': 'tcp://127.0.0.1:9', 'allow_plaintext': True, 'shared_state_dir': True}}\n"
+        "nodes = [diskhaul.Node(name='alpha', export_dir=sys.argv[1])]\n"
+        "backends = {'engine': 'dask'}\n"
+        "cluster = diskhaul.Cluster("
+        "name='lab', state_dir=sys.argv[1], backends=backends, backend_options=options, nodes=nodes)\n"
+        "try: print(diskhaul.list_exports(config=cluster).unreachable)\n"
+        "except diskhaul.DiskhaulError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "state")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "the engine dask needs distributed: pip install 'diskhaul[dask]'" in said
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:

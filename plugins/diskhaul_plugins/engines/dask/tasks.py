@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distributed import WorkerPlugin, get_worker
-
 from diskhaul.api import Link
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import (
+    ConfigurationError,
     DiskhaulError,
     InterruptedRunError,
     LockError,
@@ -22,6 +21,11 @@ from diskhaul.errors import (
     RefusedError,
     VerificationError,
 )
+
+try:
+    from distributed import WorkerPlugin, get_worker
+except ImportError as error:
+    raise ConfigurationError("the engine dask needs distributed: pip install 'diskhaul[dask]'") from error
 
 T = TypeVar("T")
 BEGUN = b"begun"
