@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,12 +12,15 @@ import threading
 import time
 import types
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask
 import pytest
+from distributed import Worker
 
 import diskhaul
 from diskhaul.api import BackendContext, Engine, Link
@@ -27,6 +31,8 @@ from diskhaul.testing.conformance.engines import EngineConformance
 from diskhaul_plugins.engines.dask import engine as dask_engine
 from diskhaul_plugins.engines.dask import serving
 from diskhaul_plugins.engines.dask.engine import DaskEngine
+from diskhaul_plugins.engines.dask.forgetting import Forgetting
+from diskhaul_plugins.engines.dask.tasks import topic_of
 
 from ..processes import end
 
@@ -42,6 +48,16 @@ from diskhaul.model import Cluster, Node
 from diskhaul.this_node import ThisNode, serve_as
 from diskhaul_plugins.engines.dask import serving, settings
 what, address, name, directory = sys.argv[2:]
+if what == "scheduler" and name:
+    from distributed import Scheduler
+    identity = Scheduler.identity
+    def of_all(self, n_workers=None):  # "old": Dask knew no number; but its client of today asks for 0 to connect
+        if n_workers:
+            raise TypeError("identity() got an unexpected keyword argument 'n_workers'")
+        if name == "busy" and n_workers is None:
+            raise TimeoutError("busy")
+        return identity(self)
+    Scheduler.identity = of_all
 token = CancellationToken()
 signal.signal(signal.SIGTERM, lambda *_: token.cancel("SIGTERM"))
 options = {"scheduler": address, "allow_plaintext": True, "shared_state_dir": True, "slots": 2}
@@ -175,6 +191,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def running_again(way: dask_engine.Connection, node: Node) -> bool:
+    """Whether Dask's own client has come back to a scheduler that has a worker of `node`."""
+    try:
+        return str(way.client.status) == "running" and way.serves(f"node-{node.name}")
+    except OSError:
+        return False
 
 
 def on_scheduler(engine: DaskEngine, look: Callable[..., Any]) -> Any:
@@ -444,6 +468,17 @@ def test_what_functions_tell_leaves_nothing_at_the_scheduler(engine: DaskEngine,
     assert look() == before
 
 
+@pytest.mark.parametrize("broker", [{}, {"_broker": object()}], ids=["no broker", "a broker without topics"])
+def test_where_dask_has_no_table_of_topics_nothing_is_removed(broker: dict[str, object]) -> None:
+    scheduler: Any = types.SimpleNamespace(clients={"here": None}, **broker)
+    forgetting = Forgetting(scheduler)
+    for client in ("here", "gone"):
+        forgetting.log_event(topic_of(client), {"key": "key", "message": b"begun"})
+        forgetting.log_event(client, {"action": "remove-client", "client": client})
+        forgetting.remove_client(scheduler, client)
+    forgetting.remove_worker(scheduler, "tcp://127.0.0.1:9")
+
+
 def test_a_node_without_worker_is_unreachable(cluster: Processes, tmp_path: Path) -> None:
     engine = engine_for(cluster, tmp_path, node_timeout_s=1)
     with pytest.raises(UnreachableNodeError, match=r"node gamma does not answer: it has no worker .*diskhaul node serve"):
@@ -526,6 +561,192 @@ def test_a_node_comes_back_to_a_scheduler_that_was_started_anew(own: Processes, 
     assert engine.run(Node(name="alpha", export_dir=tmp_path), os.getpid) == own.running[1].pid
 
 
+def test_a_client_whose_scheduler_was_started_anew_hears_what_its_functions_tell(own: Processes, tmp_path: Path) -> None:
+    engine, node = engine_for(own, tmp_path, node_timeout_s=LONG_S), Node(name="alpha", export_dir=tmp_path)
+    assert engine.run(node, divmod, 7, 2) == (3, 1)
+    way = dask_engine.connection(engine._settings)
+    own.running[0].kill()
+    own.running[0].wait()
+    own.start("scheduler")
+    wait_until(lambda: running_again(way, node))
+    token = CancellationToken()
+    answer = engine.run_linked(node, waiting, on_message=lambda _: token.cancel("enough"), token=token)
+    assert answer == "stopped: enough"
+
+
+def test_what_is_asked_for_while_the_connection_is_lost_is_in_doubt(own: Processes, tmp_path: Path) -> None:
+    engine, node = engine_for(own, tmp_path, node_timeout_s=LONG_S), Node(name="alpha", export_dir=tmp_path)
+    way = dask_engine.connection(engine._settings)
+    own.running[0].kill()
+    own.running[0].wait()
+    wait_until(lambda: not way.alive)
+    call = dask_engine._Call(way, engine._settings, node, CancellationToken(), print)
+    with pytest.raises(UnreachableNodeError, match="was lost") as caught:
+        call.perform(cloudpickle.dumps((waiting, ())), dask_engine.Place.OPERATION)
+    assert caught.value.in_doubt
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_connection_that_is_closed_before_the_function_is_stopped_replaces_no_error(
+    engine: DaskEngine, node: Node, tmp_path: Path, raises: bool
+) -> None:
+    token = CancellationToken()
+
+    def listen(message: object) -> None:
+        dask_engine.disconnect()
+        if raises:
+            raise ValueError("on the way")
+        token.cancel("enough")
+
+    kind = ValueError if raises else UnreachableNodeError
+    with pytest.raises(kind) as caught:
+        engine.run_linked(node, noting, tmp_path / "noted", on_message=listen, token=token)
+    if isinstance(caught.value, UnreachableNodeError):
+        assert caught.value.in_doubt
+    assert "was lost" in "".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    wait_until(lambda: (tmp_path / "noted").read_text() == "ended: the client that asked for it is gone")
+
+
+def test_what_is_asked_for_over_a_closed_connection_was_not_begun(engine: DaskEngine, node: Node) -> None:
+    way = dask_engine.connection(engine._settings)
+    dask_engine.disconnect()
+    call = dask_engine._Call(way, engine._settings, node, CancellationToken(), print)
+    with pytest.raises(diskhaul.OperationFailedError, match=r"connection to the Dask scheduler at .* was closed"):
+        call.perform(cloudpickle.dumps((waiting, ())), dask_engine.Place.OPERATION)
+
+
+def tell_and_end(link: Link) -> str:
+    link.send("ending")
+    return "done"
+
+
+def task_states(dask_scheduler: Any) -> set[str]:
+    return {task.state for task in dask_scheduler.tasks.values()}
+
+
+def test_a_function_that_has_ended_but_whose_answer_is_not_to_be_had_is_told_so(own: Processes, tmp_path: Path) -> None:
+    engine = engine_for(own, tmp_path, node_timeout_s=2)
+
+    def listen(message: object) -> None:
+        wait_until(lambda: on_scheduler(engine, task_states) == {"memory"})
+        own.running[1].send_signal(signal.SIGSTOP)
+
+    try:
+        with pytest.raises(UnreachableNodeError, match="node alpha: what it did has ended, but how cannot be told") as caught:
+            engine.run_linked(Node(name="alpha", export_dir=tmp_path), tell_and_end, on_message=listen, token=CancellationToken())
+        assert caught.value.in_doubt
+    finally:
+        own.running[1].send_signal(signal.SIGCONT)
+
+
+# --- begun or not -----------------------------------------------------------------------------------------------------
+
+
+def test_what_runs_but_was_not_heard_of_is_not_told_as_never_begun(engine: DaskEngine, node: Node, tmp_path: Path) -> None:
+    way, token, answers = dask_engine.connection(engine._settings), CancellationToken(), list[str]()
+    way.client.unsubscribe_topic(way.topic)
+
+    def ask() -> None:
+        answers.append(engine.run_linked(node, noting, tmp_path / "noted", on_message=print, token=token))
+
+    try:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until((tmp_path / "noted").exists)
+        token.cancel("enough")
+        asking.join(LONG_S)
+        assert answers == ["enough"]
+    finally:
+        dask_engine.disconnect()
+
+
+def held(link: Link, path: Path) -> str:
+    """As `deaf`, and answers once it was let go."""
+    deaf(link, path)
+    return f"let go, and told to stop: {link.token.cancelled}"
+
+
+def test_what_waits_at_a_node_that_is_being_stopped_is_never_begun(own: Processes, tmp_path: Path) -> None:
+    calls = Calls(engine_for(own, tmp_path), Node(name="alpha", export_dir=tmp_path))
+    try:
+        first, second = calls.ask(held, tmp_path / "go"), calls.ask(waiting)
+        third = calls.ask(noting, tmp_path / "third", begun=False)
+        own.running[1].terminate()
+        assert calls.answer(second) == "stopped: the node is being stopped"
+        assert str(calls.answer(third)) == "interrupted before it was begun: the node is being stopped"
+        assert not (tmp_path / "third").exists()
+        (tmp_path / "go").touch()
+        assert calls.answer(first) == "let go, and told to stop: True"
+    finally:
+        (tmp_path / "go").touch()
+        calls.end()
+
+
+def begin_and_end(link: Link, key: str) -> list[bool]:
+    """What cancelling says on a node of functions that run there, that have run, and that never came."""
+    from diskhaul_plugins.engines.dask import tasks
+
+    running, ended = tasks._Running(), []
+    assert isinstance(link, tasks.WorkerLink)
+    with running.entered(key, link):
+        ended.append(running.cancel(key, "enough"))
+    return [*ended, running.cancel(key, "enough"), running.cancel(f"not-{key}", "enough")]
+
+
+def test_a_node_tells_what_it_had_begun_from_what_never_came(engine: DaskEngine, node: Node) -> None:
+    answer = engine.run_linked(node, begin_and_end, "some key", on_message=print, token=CancellationToken())
+    assert answer == [True, True, False]
+
+
+# --- whether a node is there ------------------------------------------------------------------------------------------
+
+
+def test_a_scheduler_that_cannot_be_told_how_many_workers_to_name_names_all(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
+    try:
+        processes.start("scheduler", "old")
+        way = dask_engine.connection(engine_for(processes, tmp_path)._settings)
+        assert not way.serves("node-alpha")
+        processes.start("worker", "alpha")
+        assert way.serves("node-alpha")
+    finally:
+        processes.close()
+
+
+def test_a_node_is_found_among_many(cluster: Processes, engine: DaskEngine) -> None:
+    way = dask_engine.connection(engine._settings)
+
+    async def look() -> list[bool]:
+        async with AsyncExitStack() as workers:
+            names = [f"many-{number}" for number in range(12)]
+            for name in names:
+                quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+                await workers.enter_async_context(Worker(cluster.address, nthreads=1, resources={name: 1}, **quiet))
+            return [await asyncio.to_thread(way.serves, name) for name in names]
+
+    with dask.config.set(serving.CONFIGURATION):
+        assert all(asyncio.run(look()))
+
+
+def ticking(link: Link, number: int) -> str:
+    for _ in range(number):
+        link.send("tick")
+        time.sleep(0.1)
+    return "done"
+
+
+def test_a_node_that_is_heard_of_is_there_whatever_the_scheduler_says(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
+    try:
+        processes.start("scheduler", "busy")
+        processes.start("worker", "alpha")
+        engine = engine_for(processes, tmp_path, node_timeout_s=1)
+        alpha = Node(name="alpha", export_dir=tmp_path)
+        assert engine.run_linked(alpha, ticking, 50, on_message=print, token=CancellationToken()) == "done"
+    finally:
+        processes.close()
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -548,6 +769,23 @@ def test_options_that_cannot_be_used_are_refused(tmp_path: Path, options: dict[s
     with pytest.raises(RefusedError) as caught:
         DaskEngine(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))
     assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_without_distributed_it_is_said_what_to_install(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "import diskhaul\n"
+        "options = {'dask': {'scheduler': 'tcp://127.0.0.1:9', 'allow_plaintext': True, 'shared_state_dir': True}}\n"
+        "nodes = [diskhaul.Node(name='alpha', export_dir=sys.argv[1])]\n"
+        "backends = {'engine': 'dask'}\n"
+        "cluster = diskhaul.Cluster("
+        "name='lab', state_dir=sys.argv[1], backends=backends, backend_options=options, nodes=nodes)\n"
+        "try: print(diskhaul.list_exports(config=cluster).unreachable)\n"
+        "except diskhaul.DiskhaulError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "state")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "the engine dask needs distributed: pip install 'diskhaul[dask]'" in said
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +78,22 @@ class TestEtcdLocks(LockConformance):
 def test_bad_options_are_refused_by_their_key(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         EtcdLocks(BackendContext(cluster=Cluster(name="lab", state_dir=Path("state")), options=options))
+
+
+@pytest.mark.parametrize("missing", ["etcd3gw", "requests"])
+def test_without_etcd3gw_it_is_said_what_to_install(tmp_path: Path, missing: str) -> None:
+    program = (
+        f"import pathlib, sys; sys.modules[{missing!r}] = None\n"
+        "import diskhaul\n"
+        "options = {'etcd': {'endpoints': ['http://127.0.0.1:9']}}\n"
+        "backends, state_dir = {'lock': 'etcd'}, pathlib.Path(sys.argv[1])\n"
+        "cluster = diskhaul.Cluster(name='lab', state_dir=state_dir, backends=backends, backend_options=options)\n"
+        "try: diskhaul.recover(config=cluster)\n"
+        "except diskhaul.DiskhaulError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "state")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "the lock etcd needs etcd3gw: pip install 'diskhaul[etcd]'" in said
 
 
 def test_all_bad_options_are_told_of_together() -> None:

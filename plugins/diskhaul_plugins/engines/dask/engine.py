@@ -129,7 +129,7 @@ class Connection:
 
         self._lock = threading.Lock()
         self._inboxes: dict[str, queue.SimpleQueue[Any]] = {}
-        self._limit_s = settings.node_timeout_s
+        self._scheduler, self._limit_s = settings.scheduler, settings.node_timeout_s
         timeout = f"{settings.node_timeout_s}s"
         try:
             with dask.config.set({"distributed.comm.timeouts.connect": timeout}):
@@ -141,12 +141,17 @@ class Connection:
                 f"the Dask scheduler at {settings.scheduler} cannot be reached: {_said(error)}; "
                 "is 'diskhaul node scheduler' running there?"
             ) from error
+        self._comm = self.client.scheduler_comm
         self.topic = tasks.topic_of(self.client.id)
         self.client.subscribe_topic(self.topic, self._sort)
 
     @property
     def alive(self) -> bool:
-        return str(self.client.status) == "running"
+        """Whether it has been one and the same since it was made.
+
+        Dask's client connects again by itself, but has lost its functions then, and hears no messages any more.
+        """
+        return str(self.client.status) == "running" and self.client.scheduler_comm is self._comm
 
     def _sort(self, event: tuple[float, dict[str, Any]]) -> None:
         _, content = event
@@ -165,20 +170,51 @@ class Connection:
             del self._inboxes[key]
 
     def submit(self, place: str, urgency: int, key: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have ``function(*arguments)`` run at `place`, once."""
-        return self.client.submit(function, *arguments, key=key, pure=False, retries=0, priority=urgency, resources={place: 1})
+        """Have ``function(*arguments)`` run at `place`, once.
+
+        Raises:
+            OperationFailedError: the connection was closed; nothing was sent.
+        """
+        try:
+            return self.client.submit(
+                function, *arguments, key=key, pure=False, retries=0, priority=urgency, resources={place: 1}
+            )
+        except Exception as error:
+            if self.alive:
+                raise
+            raise OperationFailedError(
+                f"the connection to the Dask scheduler at {self._scheduler} was closed; try again"
+            ) from error
 
     def serves(self, place: str) -> bool:
         """Whether some worker has the resource `place`.
 
         Raises:
-            Exception: the scheduler does not say so in time.
+            OSError: the scheduler does not say so, or not in time.
         """
-        scheduler = self.client.scheduler
-        if scheduler is None:
-            return False
-        known = self.client.sync(scheduler.identity, n_workers=-1, callback_timeout=self._limit_s)
+        known = self._ask("identity")  # without a number: of all workers, in every version of Dask
         return any(place in worker.get("resources", {}) for worker in known["workers"].values())
+
+    def states_of(self, key: str) -> list[str]:
+        """The states that a function has had at the scheduler, from the first on; none where it does not remember the first.
+
+        One that was never in state ``processing`` was never given to a worker.
+
+        Raises:
+            OSError: the scheduler does not say so, or not in time.
+        """
+        story = [(entry[1], entry[2]) for entry in self._ask("get_story", keys_or_stimuli=[key]) if entry[0] == key]
+        if not story or story[0][0] != "released":
+            return []
+        return [finish for _, finish in story]
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        try:
+            return self.client.sync(getattr(self.client.scheduler, what), callback_timeout=self._limit_s, **arguments)
+        except Exception as error:
+            if self.alive or isinstance(error, OSError):
+                raise
+            raise OSError(f"the connection to the Dask scheduler at {self._scheduler} was closed") from error
 
 
 _connections: dict[DaskSettings, Connection] = {}
@@ -239,7 +275,8 @@ class _Call:
         self._token, self._on_message = token, on_message
         self._key = f"diskhaul-{node.name}-{uuid.uuid4().hex}"
         self._begun = False
-        self._stopping: Future[None] | None = None
+        self._reason: str | None = None
+        self._stopping: Future[bool] | None = None
         self._stopped_at = 0.0
         self._last_seen = self._looked = time.monotonic()
 
@@ -282,24 +319,28 @@ class _Call:
                 if failure is None:
                     failure = error
                     self._on_message = _ignore
-                    self._stop(f"{_said(error)}, where it was asked for")
-                    continue
+                    if self._reason is None:
+                        self._reason = f"{_said(error)}, where it was asked for"
+                    continue  # the next step stops it
                 failure.add_note(f"node {self._node.name}: told to stop; nobody waited for the end of what it does")
             raise failure
 
     def _step(self) -> tasks.Outcome | None:
         """Take what has come, or wait a little for it."""
-        if self._token.cancelled and self._stopping is None:
-            self._stop(self._token.reason)
+        if self._reason is None and self._token.cancelled:
+            self._reason = self._token.reason
+        if self._reason is not None and self._stopping is None:
+            self._stop(self._reason)
         try:
             item = self._inbox.get(timeout=_POLL_S)
         except queue.Empty:
             item = None
         if item is _Item.ANSWERED:
             return self._answer()
-        if item is _Item.STOPPED and not self._begun:  # the node would have said so before
-            raise self._not_begun()
+        if item is _Item.STOPPED:
+            self._told_to_stop()
         if isinstance(item, bytes):
+            self._last_seen = time.monotonic()
             self._hear(item)
         self._look()
         return None
@@ -318,8 +359,11 @@ class _Call:
         try:
             answer: tasks.Answer = self._future.result(timeout=self._settings.node_timeout_s)
         except CancelledError as error:
-            raise _OverError(self._gone(f"the Dask scheduler at {self._settings.scheduler} was lost")) from error
+            raise self._lost() from error
         except Exception as error:  # KilledWorker, a broken connection: what the function raised is in the answer
+            if self._future.status == "finished":
+                text = f"node {self._node.name}: what it did has ended, but how cannot be told: its answer was not to be had"
+                raise _OverError(UnreachableNodeError(self._node.name, f"{text} ({_said(error)})", in_doubt=True)) from error
             raise _OverError(self._gone(f"its worker is gone ({_said(error)})")) from error
         return answer.outcome(self._node.name)
 
@@ -327,41 +371,80 @@ class _Call:
         """Have the function cancelled. One that has not begun never will."""
         inbox = self._inbox
         self._stopped_at, self._looked = time.monotonic(), -_LOOK_S
-        self._stopping = self._way.submit(
-            Place.CONTROL.on(self._node.name), Place.CONTROL.urgency, f"{self._key}-cancel", tasks.cancel, self._key, reason
-        )
+        try:
+            self._stopping = self._way.submit(
+                Place.CONTROL.on(self._node.name), Place.CONTROL.urgency, f"{self._key}-cancel", tasks.cancel, self._key, reason
+            )
+        except OperationFailedError as error:
+            raise self._lost() from error
 
-        def told(stopping: Future[None]) -> None:
+        def told(stopping: Future[bool]) -> None:
             if stopping.status == "finished":
                 inbox.put(_Item.STOPPED)
 
         self._stopping.add_done_callback(told)
 
+    def _told_to_stop(self) -> None:
+        """Hear from the node whether it had begun the function."""
+        assert self._stopping is not None
+        try:
+            begun = self._stopping.result(timeout=self._settings.node_timeout_s)
+        except (Exception, CancelledError):  # lost on the way: it counts as one that has not been told
+            return
+        if begun:
+            self._begun = True
+        elif begun is False and not self._future.done():  # of one that is done the answer is on its way
+            raise self._not_begun()
+
     def _look(self) -> None:
         """Now and then look whether the node is there; give up once it was not, or did not end what it does, for too long."""
         if time.monotonic() - self._looked < _LOOK_S:
             return
+        if not self._way.alive:
+            self._take_back()
+            raise self._lost()
         try:
             if self._way.serves(Place.CONTROL.on(self._node.name)):
                 self._last_seen = time.monotonic()
-            elif self._stopping is not None and not self._begun and not self._future.done():
-                raise self._not_begun()
-        except _OverError:
-            raise
-        except Exception:  # the scheduler does not answer: so does the node not
+            elif self._stopping is not None and not self._begun:
+                self._stop_waiting()
+        except OSError:  # the scheduler does not answer: so does the node not
             pass
         now = self._looked = time.monotonic()
         if now - self._last_seen > self._settings.node_timeout_s:
-            self._future.cancel()
+            self._take_back()
             raise _OverError(
                 self._gone(f"it has no worker at the scheduler {self._settings.scheduler}; start it: diskhaul node serve")
             )
         if self._stopping is not None and now - self._stopped_at > self._settings.stop_timeout_s:
             raise _OverError(self._gone(f"what it does was told to stop {self._settings.stop_timeout_s:g} s ago, and goes on"))
 
+    def _stop_waiting(self) -> None:
+        """Take back what waits for a worker, where the scheduler remembers that it never gave it to one."""
+        states = self._way.states_of(self._key)
+        if not states or "processing" in states:
+            return
+        self._take_back()
+        until = time.monotonic() + self._settings.node_timeout_s
+        while states[-1:] != ["forgotten"] and time.monotonic() < until:  # a worker may come before that
+            time.sleep(_POLL_S)
+            states = self._way.states_of(self._key)
+        if states[-1:] == ["forgotten"] and "processing" not in states:
+            raise self._not_begun()
+        raise _OverError(self._gone("what it was to do was taken back, but may have been begun just then"))
+
+    def _take_back(self) -> None:
+        try:
+            self._future.cancel()
+        except Exception:  # the connection is closed: then the scheduler takes it back by itself
+            pass
+
     def _not_begun(self) -> _OverError:
-        self._future.cancel()
-        return _OverError(InterruptedRunError(f"interrupted before it was begun: {self._token.reason}"))
+        self._take_back()
+        return _OverError(InterruptedRunError(f"interrupted before it was begun: {self._reason}"))
+
+    def _lost(self) -> _OverError:
+        return _OverError(self._gone(f"the Dask scheduler at {self._settings.scheduler} was lost"))
 
     def _gone(self, why: str) -> UnreachableNodeError:
         text = f"node {self._node.name} does not answer: {why}"

@@ -32,7 +32,9 @@ class Forgetting(SchedulerPlugin):
         client = topic.removeprefix(topic_of("")) if own else topic
         if client in self._scheduler.clients:
             if own:
-                self._topics[topic].truncate()
+                found = self._topics.get(topic)
+                if found is not None:
+                    found.truncate()
         elif own or (isinstance(msg, dict) and msg.get("client") == client):  # the latter when it is removed a second time
             self._topics.pop(topic, None)
 

@@ -46,6 +46,7 @@ CONFIGURATION = {
 
 def serve(settings: DaskSettings, node: Node, *, token: CancellationToken, tell: Callable[[str], object]) -> None:
     """Be the worker of `node` until `token` is cancelled; a scheduler that is not there is waited for."""
+    tasks.RUNNING.admit()
     try:
         _run(_work(settings, node, token, tell), settings)
     finally:

@@ -8,13 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from distributed import WorkerPlugin, get_worker
+from typing import Any, TypeVar
 
 from diskhaul.api import Link
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import (
+    ConfigurationError,
     DiskhaulError,
     InterruptedRunError,
     LockError,
@@ -23,6 +22,12 @@ from diskhaul.errors import (
     VerificationError,
 )
 
+try:
+    from distributed import WorkerPlugin, get_worker
+except ImportError as error:
+    raise ConfigurationError("the engine dask needs distributed: pip install 'diskhaul[dask]'") from error
+
+T = TypeVar("T")
 BEGUN = b"begun"
 """The first message of every function; the others are pickled."""
 _MOST_REMEMBERED = 1000
@@ -105,21 +110,30 @@ class WorkerLink(Link):
 
 
 class _Running:
-    """The functions that run in this process, by key; and the keys that were cancelled before they came."""
+    """The functions that run in this process, by key; the keys of those that ran, and of those cancelled before they came."""
 
     def __init__(self) -> None:
         self._lock = threading.Condition()
         self._links: dict[str, WorkerLink] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._cancelled: OrderedDict[str, str] = OrderedDict()
+        self._refusing: str | None = None
+
+    def admit(self) -> None:
+        """Let functions begin, again where `cancel_all` had refused them."""
+        with self._lock:
+            self._refusing = None
 
     @contextmanager
     def entered(self, key: str, link: WorkerLink) -> Iterator[None]:
         """For as long as a function runs.
 
         Raises:
-            InterruptedRunError: it was cancelled before it came.
+            InterruptedRunError: it was cancelled before it came, or nothing is begun any more.
         """
         with self._lock:
+            if self._refusing is not None:
+                raise InterruptedRunError(f"interrupted before it was begun: {self._refusing}")
             if key in self._cancelled:
                 raise InterruptedRunError(f"interrupted before it was begun: {self._cancelled.pop(key)}")
             self._links[key] = link
@@ -129,23 +143,33 @@ class _Running:
         finally:
             with self._lock:
                 self._links.pop(key, None)
+                _remember(self._ended, key, None)
                 self._lock.notify_all()
 
-    def cancel(self, key: str, reason: str) -> None:
+    def cancel(self, key: str, reason: str) -> bool:
+        """Cancel a function; whether it was begun here. One that was not never will be."""
         with self._lock:
             if key in self._links:
                 self._links[key].token.cancel(reason)
-                return
-            self._cancelled[key] = reason
-            while len(self._cancelled) > _MOST_REMEMBERED:
-                self._cancelled.popitem(last=False)
+                return True
+            if key in self._ended:
+                return True
+            _remember(self._cancelled, key, reason)
+            return False
 
     def cancel_all(self, reason: str, *, wait_s: float) -> bool:
-        """Cancel what runs, and wait for its end; whether it came."""
+        """Cancel what runs, let nothing begin from now on, and wait for the end; whether it came."""
         with self._lock:
+            self._refusing = reason
             for link in self._links.values():
                 link.token.cancel(reason)
             return self._lock.wait_for(lambda: not self._links, wait_s)
+
+
+def _remember(table: OrderedDict[str, T], key: str, value: T) -> None:
+    table[key] = value
+    while len(table) > _MOST_REMEMBERED:
+        table.popitem(last=False)
 
 
 RUNNING = _Running()
@@ -179,9 +203,9 @@ def without_link(link: Link, function: Callable[..., Any], *arguments: Any) -> A
     return function(*arguments)
 
 
-def cancel(key: str, reason: str) -> None:
-    """Cancel a function that runs here; one that has yet to come will not be begun."""
-    RUNNING.cancel(key, reason)
+def cancel(key: str, reason: str) -> bool:
+    """Cancel a function; whether it was begun here. One that has yet to come will not be begun."""
+    return RUNNING.cancel(key, reason)
 
 
 class Unwanted(WorkerPlugin):

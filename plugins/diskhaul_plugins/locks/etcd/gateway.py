@@ -16,12 +16,15 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Any
 
-import requests
-from etcd3gw.client import Etcd3Client
-from etcd3gw.exceptions import Etcd3Exception
-
-from diskhaul.errors import InterruptedRunError, LockError
+from diskhaul.errors import ConfigurationError, InterruptedRunError, LockError
 from diskhaul.names import escape
+
+try:
+    import requests
+    from etcd3gw.client import Etcd3Client
+    from etcd3gw.exceptions import Etcd3Exception
+except ImportError as error:
+    raise ConfigurationError("the lock etcd needs etcd3gw: pip install 'diskhaul[etcd]'") from error
 
 from .options import EtcdOptions
 
