@@ -244,6 +244,7 @@ class GuestResult:
     """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here."""
 
     run_id: str
+    cluster: str
     instance: str
     node: str
     running: bool

@@ -25,10 +25,11 @@ from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
-from .disk_use import GLANCE_S, RELEASE_S, disks_in_use
+from .disk_use import GLANCE_S, RELEASE_S
 from .export_task import ExportTask
 from .free_space import look_for_free_space
 from .guest import GuestHangsError, GuestKeeper, guest_call
+from .guest_removal import check_at_rest, remove_guest
 from .run_state import RunState, UndoStep
 from .snapshots import SnapshotSet
 from .zeroing import zero_in_place
@@ -140,9 +141,7 @@ class ExportDisks:
             GuestError: something does.
         """
         host, limit_s = self._task.operation.host, self._options.stall_timeout_s
-        used = disks_in_use(host, self._instance.disks, patience_s=patience_s, limit_s=limit_s)
-        if used:
-            raise GuestError(f"{self._instance.name} {claim}, but {'; '.join(used)}: it may be running still")
+        check_at_rest(host, self._instance, claim, patience_s=patience_s, limit_s=limit_s)
 
     def _stopped_snapshots(self) -> None:
         """Snapshot the stopped guest's disks and start it; without snapshots it stays down if that is allowed."""
@@ -346,11 +345,11 @@ class ExportDisks:
             GuestError: it runs again, its disks are being written to, or it cannot be removed.
             LockLostError: it is no longer ours to remove.
         """
-        self._task.operation.locks.check()
-        if self._keeper.is_running():
-            self._keeper.forgive()
-            raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
-        self._keeper.forgive()
-        self._check_at_rest("is off", GLANCE_S)
-        runtime = self._task.runtime
-        guest_call("remove it", runtime, runtime.remove, self._instance)
+        remove_guest(
+            self._task.operation.host,
+            self._task.operation.locks,
+            self._task.runtime,
+            self._instance,
+            limit_s=self._options.stall_timeout_s,
+            looked=self._keeper.forgive,
+        )

@@ -7,11 +7,9 @@ It is removed here last of all. Until the other cluster is told to start it, wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, RefusedError
+from ..errors import DiskhaulError, GuestError, InterruptedRunError, RefusedError
 from ..events import Event, OperationFinished
 from ..feedback import Feedback
 from ..model import Instance, Nic, Node
@@ -28,7 +26,7 @@ from .export_disks import ExportDisks
 from .export_run import NOT_REMOVED
 from .export_task import ExportTask
 from .guest import guest_runs
-from .moving import ANSWER_S, MovingNote, being_moved, other_side, stop_there
+from .moving import ANSWER_S, MovingNote, being_moved, other_side, runs_there, settle
 from .plugin_answers import problems_from
 from .prepare import PrepareOperation
 from .remote_export import RemoteExportOperation
@@ -128,10 +126,7 @@ class MoveOperation(Operation[MoveResult]):
         """Look at both sides without a lock; what counts is looked at again, under the locks, by each step."""
         problems = problems_from(self.instance.name, self._problems_here)
         try:
-            found = self.side.ask("guest", "status", self.there, limit_s=_ASKED_S, token=self.token)
-            if found.get("instance") != self.there:
-                problems.append(f"cluster {self.side.name} does not know {self.there} by its full name")
-            elif found.get("running") is not False:
+            if runs_there(self.side, self.there):
                 problems.append(f"{self.there} runs at cluster {self.side.name} already")
         except OtherSideError as error:
             problems.append(str(error))
@@ -283,12 +278,11 @@ class _MovingExport(RemoteExportOperation):
         noted = self.context.journal.note(self.context.run_id, "moving", note.data())
         try:
             with self.feedback.stage("start", f"{name} at cluster {self._side.name}"):
-                answer: Mapping[str, Any] = self._side.ask("guest", "start", name, limit_s=ANSWER_S)
-                if answer.get("running") is not True:
-                    raise OperationFailedError(f"cluster {self._side.name} does not say that {name} runs there")
+                if not runs_there(self._side, name, "start", self.context.run_id):
+                    raise self._side.no_answer(f"guest start {name}", "it does not say that it runs there")
         except BaseException as error:
             try:
-                stop_there(self._side, name)
+                runs = settle(self._side, name, self.context.run_id)
             except BaseException as doubt:
                 disks.leave_down()
                 failure = _InDoubtError(
@@ -297,8 +291,10 @@ class _MovingExport(RemoteExportOperation):
                 )
                 failure.add(error, f"starting {name} there")
                 raise failure from error
-            self.context.journal.strike(noted)
-            raise
+            if not runs:
+                self.context.journal.strike(noted)
+                raise
+            self.feedback.warn(f"{name} runs at cluster {self._side.name}, although its start was answered with: {error}")
         disks.leave_down()
         self.context.journal.amend(noted, replace(note, started=True).data())
         self._moving = noted, note

@@ -14,9 +14,12 @@ from typing import Any
 from ..errors import DiskhaulError, OperationFailedError, RefusedError
 from ..journal import Journal, UnfinishedRun
 from ..model import Cluster, Instance
+from ..names import printable
 from ..remote.other_side import OtherSide
-from .base import RunContext
-from .guest import GuestKeeper, guest_call, guest_runs
+from .base import LockSet, RunContext
+from .deadlines import CALL_LIMIT_S
+from .guest import GuestKeeper, guest_runs
+from .guest_removal import remove_guest
 from .plugin_answers import problems_from
 
 ANSWER_S = 900.0
@@ -78,18 +81,39 @@ def other_side(cluster: Cluster, name: str) -> OtherSide:
     raise RefusedError(f"cluster {name} is not configured: add [clusters.{name}] with the command that runs diskhaul there")
 
 
-def stop_there(side: OtherSide, name: str) -> None:
-    """See to it that the guest does not run there, and is not being started.
+def runs_there(side: OtherSide, name: str, action: str = "status", move: str | None = None) -> bool:
+    """Ask for the guest there, or have it started or stopped on behalf of the move `move`; whether it runs there now.
 
     Raises:
-        OperationFailedError: that cannot be said.
+        OtherSideError: no answer that says so, from that cluster and about that guest.
     """
-    answer = side.ask("guest", "stop", name, limit_s=ANSWER_S)
-    if answer.get("running") is not False:
-        raise OperationFailedError(f"cluster {side.name} does not say that {name} is down there")
+    answer = side.ask("guest", action, name, *(() if move is None else ("--move", move)), limit_s=ANSWER_S)
+    running = answer.get("running")
+    asked = f"guest {action} {name}"
+    if answer.get("cluster") != side.name:
+        raise side.no_answer(asked, f"who answered calls itself cluster {printable(str(answer.get('cluster')))}")
+    if answer.get("instance") != name:
+        raise side.no_answer(asked, f"it does not know {name} by its full name")
+    if not isinstance(running, bool):
+        raise side.no_answer(asked, "it does not say whether it runs")
+    return running
 
 
-def recover_move(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+def settle(side: OtherSide, name: str, move: str) -> bool:
+    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, it does not,
+    and will not be started there any more on behalf of this move, however late its start may come.
+
+    Raises:
+        OtherSideError: neither can be said.
+    """
+    if runs_there(side, name):
+        return True
+    if runs_there(side, name, "stop", move):
+        raise side.no_answer(f"guest stop {name}", "it does not say that it is down")
+    return False
+
+
+def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
     """Find out where the guest runs, and bring the move to one of its two ends; say which.
 
     Raises:
@@ -97,22 +121,29 @@ def recover_move(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any
     """
     note = MovingNote(**data)
     side = other_side(context.cluster, note.cluster)
-    if not note.started and side.ask("guest", "status", note.name, limit_s=ANSWER_S).get("running") is not True:
-        stop_there(side, note.name)
-        return _rolled_back(context, run, note)
-    return _finished(context, note)
+    if note.started:
+        if not runs_there(side, note.name):
+            kept = "; what is here is kept" if not note.keep else ""
+            raise OperationFailedError(
+                f"{note.instance} was started at cluster {note.cluster} as {note.name}, and does not run there now{kept}, and is "
+                f"not started here: see what became of it there, start it there, and run 'diskhaul recover {note.instance}' again"
+            )
+    elif not settle(side, note.name, run.run_id):
+        return _rolled_back(context, locks, run, note)
+    return _finished(context, locks, note)
 
 
-def _rolled_back(context: RunContext, run: UnfinishedRun, note: MovingNote) -> str:
+def _rolled_back(context: RunContext, locks: LockSet, run: UnfinishedRun, note: MovingNote) -> str:
     instance = context.host.inventory().instances().get(note.instance)
     if instance is None:
         return f"{note.instance} is no longer configured, and was not started; at cluster {note.cluster} it is down"
     runtime = context.host.runtime(instance.runtime)
+    locks.check()
     GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback).keep_running(0.0)
     return f"{note.instance} runs again: its move to cluster {note.cluster} was rolled back"
 
 
-def _finished(context: RunContext, note: MovingNote) -> str:
+def _finished(context: RunContext, locks: LockSet, note: MovingNote) -> str:
     where = f"{note.instance} runs at cluster {note.cluster} as {note.name}"
     instance = context.host.inventory().instances().get(note.instance)
     if instance is None:
@@ -123,7 +154,7 @@ def _finished(context: RunContext, note: MovingNote) -> str:
     if note.keep:
         return f"{where}; here it is down, and was kept as asked"
     try:
-        guest_call("remove it", runtime, runtime.remove, instance)
+        remove_guest(context.host, locks, runtime, instance, limit_s=CALL_LIMIT_S)
     except DiskhaulError as error:
         if not _has_lost_disks(context, instance):
             raise

@@ -130,6 +130,10 @@ class OtherSide:
             _close(process)
             raise
 
+    def no_answer(self, asked: str, why: str) -> OtherSideError:
+        """What to raise where something came that is no answer to what was `asked`."""
+        return OtherSideError(f"cluster {self.name}: {asked}: {why}", code=None, problems=(why,))
+
     def _failed(self, arguments: Sequence[str], code: int | None, problems: Sequence[str]) -> OtherSideError:
         words = [word for word in arguments if not word.startswith("-")][:2]
         said = "; ".join(problems) or "said nothing"
