@@ -76,7 +76,7 @@ def test_a_stop_for_a_move_that_fails_has_revoked_it_all_the_same(tmp_path: Path
 
 
 def test_a_move_has_the_id_of_a_run_and_is_not_asked_about(tmp_path: Path) -> None:
-    with pytest.raises(diskhaul.RefusedError, match="move x: is not the id of a run"):
+    with pytest.raises(diskhaul.RefusedError, match="is not the id of a run"):
         diskhaul.guest("stop", "web1", config=cluster(tmp_path), move="x")
     with pytest.raises(diskhaul.RefusedError, match="only for start and stop"):
         diskhaul.guest("status", "web1", config=cluster(tmp_path), move="5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01")
