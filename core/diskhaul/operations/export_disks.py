@@ -14,6 +14,7 @@ The decision table (docs/semantics.md, Execution), as far as it is left to do on
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ..api import DiskMap, DiskReader, DiskRegion, FreeExtents
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
@@ -35,6 +36,7 @@ from .snapshots import SnapshotSet
 from .zeroing import zero_in_place
 
 _THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
+_AT_LAST = 9  # what others have to be asked for
 
 
 class ExportDisks:
@@ -334,9 +336,30 @@ class ExportDisks:
                 self._state.incomplete.append(str(error))
 
     def leave_down(self) -> None:
-        """From here on nobody starts the guest again: neither this run, nor whoever finds what it left."""
+        """From here on nobody starts the guest again: neither this run, nor whoever finds what it left. Raises nothing."""
         self._state.done(self._starting)
-        self._keeper.forgive()
+        try:
+            self._keeper.forgive()
+        except Exception as error:
+            self._state.incomplete.append(f"{self._instance.name} is still noted to be started here, and must not be: {error}")
+
+    def undo_at_last(self, doing: str, undo: Callable[[], object]) -> UndoStep:
+        """Remember what is to be undone when the run fails, after the guest and everything else here; `undone` forgets it."""
+        return self._state.undo_later(doing, undo, order=_AT_LAST)
+
+    def undone(self, step: UndoStep) -> None:
+        """It needs no undoing any more."""
+        self._state.done(step)
+
+    def tell_if_running(self) -> None:
+        """Say among what is incomplete that somebody started the guest, which was to stay down here. Raises nothing."""
+        try:
+            if self._keeper.is_running():
+                self._state.incomplete.append(
+                    f"{self._instance.name} RUNS HERE AS WELL, started by somebody else: stop one of them"
+                )
+        except DiskhaulError as error:
+            self._state.incomplete.append(str(error))
 
     def remove_instance(self) -> None:
         """Remove the instance, whose export has been published. From here on nobody starts the guest again.
@@ -352,4 +375,5 @@ class ExportDisks:
             self._instance,
             limit_s=self._options.stall_timeout_s,
             looked=self._keeper.forgive,
+            begin=self._task.before_removal,
         )

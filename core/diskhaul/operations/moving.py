@@ -6,13 +6,13 @@ there that it is down: it must never run at both. The note says so, and says mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+from ..api import Runtime
 from ..errors import DiskhaulError, OperationFailedError, RefusedError
-from ..journal import Journal, UnfinishedRun
+from ..journal import Journal, Note, UnfinishedRun
 from ..model import Cluster, Instance
 from ..names import printable
 from ..remote.other_side import OtherSide
@@ -35,6 +35,8 @@ class MovingNote:
         cluster, name: where it goes, and what it is called there.
         keep: it is not to be removed here.
         started: it is known to run there.
+        ran: it ran here before, and so is started there.
+        removing: its removal here has begun.
     """
 
     instance: str
@@ -42,6 +44,8 @@ class MovingNote:
     name: str
     keep: bool
     started: bool = False
+    ran: bool = True
+    removing: bool = False
 
     def data(self) -> dict[str, object]:
         return {
@@ -50,6 +54,8 @@ class MovingNote:
             "name": self.name,
             "keep": self.keep,
             "started": self.started,
+            "ran": self.ran,
+            "removing": self.removing,
         }
 
 
@@ -113,15 +119,24 @@ def settle(side: OtherSide, name: str, move: str) -> bool:
     return False
 
 
-def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, noted: Note) -> str:
     """Find out where the guest runs, and bring the move to one of its two ends; say which.
 
     Raises:
         DiskhaulError: that is not known, or could not be done; nothing was started.
     """
-    note = MovingNote(**data)
+    note = MovingNote(**noted.data)
     side = other_side(context.cluster, note.cluster)
-    if note.started:
+
+    def begin() -> None:
+        context.journal.amend(noted.note_id, replace(note, removing=True).data())
+
+    if not note.ran:
+        runs = runs_there(side, note.name)
+        if not note.removing and not runs:
+            there = f"at cluster {note.cluster} it is imported as {note.name}"
+            return f"{note.instance} is down, as it was, and was not removed; {there}"
+    elif note.started:
         if not runs_there(side, note.name):
             kept = "; what is here is kept" if not note.keep else ""
             raise OperationFailedError(
@@ -130,7 +145,7 @@ def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, data: 
             )
     elif not settle(side, note.name, run.run_id):
         return _rolled_back(context, locks, run, note)
-    return _finished(context, locks, note)
+    return _finished(context, locks, note, begin)
 
 
 def _rolled_back(context: RunContext, locks: LockSet, run: UnfinishedRun, note: MovingNote) -> str:
@@ -143,25 +158,34 @@ def _rolled_back(context: RunContext, locks: LockSet, run: UnfinishedRun, note: 
     return f"{note.instance} runs again: its move to cluster {note.cluster} was rolled back"
 
 
-def _finished(context: RunContext, locks: LockSet, note: MovingNote) -> str:
-    where = f"{note.instance} runs at cluster {note.cluster} as {note.name}"
+def _finished(context: RunContext, locks: LockSet, note: MovingNote, begin: Callable[[], object]) -> str:
+    where = f"{note.instance} {'runs' if note.ran else 'is'} at cluster {note.cluster} as {note.name}"
     instance = context.host.inventory().instances().get(note.instance)
     if instance is None:
         return f"{where}, and is no longer configured here"
     runtime = context.host.runtime(instance.runtime)
-    if guest_runs(runtime, instance):
-        raise OperationFailedError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
-    if note.keep:
-        return f"{where}; here it is down, and was kept as asked"
     try:
-        remove_guest(context.host, locks, runtime, instance, limit_s=CALL_LIMIT_S)
+        if guest_runs(runtime, instance):
+            raise _RunsTwiceError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
+        if note.keep:
+            return f"{where}; here it is down, and was kept as asked"
+        remove_guest(context.host, locks, runtime, instance, limit_s=CALL_LIMIT_S, begin=begin)
+    except _RunsTwiceError:
+        raise
     except DiskhaulError as error:
-        if not _has_lost_disks(context, instance):
+        if not note.removing or not _is_lost(context, runtime, instance):
             raise
         # The run that is gone had removed it, or had begun to, and what is not there cannot be removed.
-        return f"{where}, and its removal here had begun; trying it again: {error}"
+        return f"{where}, and its removal here had begun; what is left is to be removed by hand: {error}"
     return f"{where}, and was removed here"
 
 
-def _has_lost_disks(context: RunContext, instance: Instance) -> bool:
+class _RunsTwiceError(OperationFailedError):
+    """The guest runs at both clusters."""
+
+
+def _is_lost(context: RunContext, runtime: Runtime, instance: Instance) -> bool:
+    """Whether a guest cannot be started here any more, since its runtime does not know it or a disk is gone."""
+    if problems_from(instance.name, partial(runtime.check, instance)):
+        return True
     return any(problems_from(disk.label, partial(context.host.storage(disk.storage).check, disk)) for disk in instance.disks)

@@ -94,7 +94,7 @@ def _recover_run(operation: Operation[Any], run: UnfinishedRun, done: list[str],
             continue
         try:
             if note.kind == "moving":
-                done.append(recover_move(context, operation.locks, run, note.data))
+                done.append(recover_move(context, operation.locks, run, note))
             else:
                 done.append(_UNDO[note.kind](context, run, note.data))
             context.journal.strike(note.note_id)
