@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS notes (
     kind TEXT NOT NULL,
     data TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS revoked (move_id TEXT PRIMARY KEY, instance TEXT NOT NULL, since REAL NOT NULL);
 """
 
 
@@ -122,6 +123,15 @@ class Journal:
             connection.execute(
                 "DELETE FROM runs WHERE run_id = ?1 AND NOT EXISTS (SELECT 1 FROM notes WHERE run_id = ?1)", (run_id,)
             )
+
+    def revoke(self, move_id: str, instance: str) -> None:
+        """Have no start count any more that was asked for by the move `move_id`. For ever: nobody knows how late one may come."""
+        with self._connection() as connection:
+            connection.execute("INSERT OR IGNORE INTO revoked VALUES (?, ?, ?)", (move_id, instance, time.time()))
+
+    def is_revoked(self, move_id: str) -> bool:
+        with self._connection() as connection:
+            return connection.execute("SELECT 1 FROM revoked WHERE move_id = ?", (move_id,)).fetchone() is not None
 
     def unfinished(self, instance: str | None = None) -> list[UnfinishedRun]:
         """Runs that have not ended, oldest first; those of `instance`, or all."""

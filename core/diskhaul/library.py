@@ -376,6 +376,7 @@ def guest(
     config: Config,
     shutdown_timeout_s: float = 120.0,
     lock_timeout_s: float = 60.0,
+    move: str | None = None,
     plugins: Sequence[object] = (),
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
@@ -387,6 +388,8 @@ def guest(
         instance, config, plugins, on_event, cancel: as in `export`.
         shutdown_timeout_s: how long a clean shutdown may take, seconds.
         lock_timeout_s: how long to wait for somebody who works on the instance, seconds.
+        move: the `run_id` of another cluster's move on whose behalf this is asked: a "stop" with it has every "start" with it
+            refused from then on, also one that is on its way already.
 
     Raises:
         RefusedError: nothing was touched.
@@ -399,7 +402,13 @@ def guest(
 
     context = RunContext(_cluster(config), plugins=plugins, on_event=on_event, token=cancel)
     return run_where_it_belongs(
-        GuestOperation, context, action, instance, shutdown_timeout_s=shutdown_timeout_s, lock_timeout_s=lock_timeout_s
+        GuestOperation,
+        context,
+        action,
+        instance,
+        shutdown_timeout_s=shutdown_timeout_s,
+        lock_timeout_s=lock_timeout_s,
+        move=move,
     )
 
 

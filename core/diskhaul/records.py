@@ -148,6 +148,7 @@ class ExportResult:
         export: the new export, or None after a dry run or a failure.
         timings: seconds by stage; "shutdown" is how long the guest was down.
         incomplete: what is left to do by hand (exit code 4): a clean-up or a removal that failed.
+        instance_removed: the instance was removed, as `ExportOptions.remove_instance` asks.
         warnings: everything else worth saying.
     """
 
@@ -160,6 +161,7 @@ class ExportResult:
     disks: tuple[DiskResult, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     removed: tuple[ExportRecord, ...] = ()
+    instance_removed: bool = False
     incomplete: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -244,6 +246,7 @@ class GuestResult:
     """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here."""
 
     run_id: str
+    cluster: str
     instance: str
     node: str
     running: bool

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +26,10 @@ from .conftest import INSTANCE, Lab
 from .test_remote_export import Untouched, wait_for
 from .two_clusters import LIMIT_S, NEW_NAME, TwoClusters
 
-# Runs diskhaul at west, unless a file says what is to happen in place of a command: "VERB" is the guest's.
+# Runs diskhaul at west, unless a file says what is to happen in place of a command: "VERB" is the guest's. deaf: nothing is run;
+# mute: its answer is lost; cut, lost: nearly the same, and then the ways in that file are taken; late: it is cut off here
+# and goes on there once "go" exists; hold: it is on its way until then; before: these shell commands are run first; fake: this is
+# answered; fail: it says at the end that it failed.
 WRAPPER = """#!/bin/sh
 case " $* " in
 *" guest start "*) verb=start ;;
@@ -35,8 +40,17 @@ case " $* " in
 *) verb=other ;;
 esac
 echo $$ > {work}/pid.$verb
+test -e {work}/before.$verb && . {work}/before.$verb
+test -e {work}/fake.$verb && exec cat {work}/fake.$verb
+test -e {work}/fail.$verb && {{ {command} "$@"; exit 7; }}
 test -e {work}/deaf.$verb && exit 255
 test -e {work}/mute.$verb && {{ {command} "$@" > {work}/muted 2>&1; exit 255; }}
+then_take() {{ for way in $(cat "$1"); do touch {work}/$way; done; exit 255; }}
+test -e {work}/cut.$verb && {{ {command} "$@" > {work}/muted 2>&1; then_take {work}/cut.$verb; }}
+test -e {work}/lost.$verb && then_take {work}/lost.$verb
+late() {{ until test -e {work}/go; do sleep 0.05; done; {command} "$@" > {work}/late 2>&1; echo $? > {work}/late.code; }}
+test -e {work}/late.$verb && {{ late "$@" > /dev/null 2>&1 & exit 255; }}
+test -e {work}/hold.$verb && {{ touch {work}/slowed; late "$@"; exit 255; }}
 test -e {work}/slow.$verb && {{ touch {work}/slowed; exec sleep 1000; }}
 exec {command} "$@"
 """
@@ -85,11 +99,25 @@ class Move:
         """Kill the command with `verb` that was run last there; its process is that of the wrapper."""
         os.kill(int((self.lab.path / f"pid.{verb}").read_text()), signal.SIGKILL)
 
-    def tell(self, what: str) -> Path:
-        """Have the way to west go wrong from now on, as the wrapper's file `what` says."""
+    def tell(self, what: str, then: str = "") -> Path:
+        """Have the way to west go wrong from now on, as the wrapper's file `what` says, and after that as those of `then` do."""
         file = self.lab.path / what
-        file.touch()
+        file.write_text(then)
         return file
+
+    def mend(self) -> None:
+        """Have all be well again."""
+        for file in self.lab.path.iterdir():
+            if file.name.partition(".")[0] in ("deaf", "mute", "slow", "cut", "lost", "late", "hold", "before", "fake", "fail"):
+                file.unlink()
+
+    def let_go(self) -> str:
+        """Have what was held, or late, go on at west; what it said there once it has ended. It has to be refused."""
+        self.tell("go")
+        code = self.lab.path / "late.code"
+        wait_for(lambda: code.exists() and code.read_text().strip(), "the late command's end")
+        assert code.read_text().strip() == "2"
+        return (self.lab.path / "late").read_text()
 
     def check_data(self, *, boots: int) -> None:
         """West has every byte, and what the guest wrote last, once."""
@@ -203,6 +231,9 @@ def test_what_cannot_be_moved_is_refused_before_anything_is_touched(move: Move) 
     assert "cluster north is not configured" in move.clusters.run(
         "east", "move", "web1", "--to", "north", "--node", "gamma", code=2
     )
+    move.clusters.east_document["clusters"]["east"] = {"command": ["/bin/false"]}
+    move.clusters.write("east.toml", move.clusters.east_document)
+    assert "cluster east is this one" in move.clusters.run("east", "move", "web1", "--to", "east", "--node", "gamma", code=2)
     assert "grow: web1.example.com has no disk 7" in move.run("--grow", "7=1GiB", code=2)
     assert "instance 'db9' is unknown" in move.run("--instance-name", "db9", code=2)
     assert "node 'delta' is unknown" in move.clusters.run("east", "move", "web1", "--to", "west", "--node", "delta", code=2)
@@ -210,9 +241,17 @@ def test_what_cannot_be_moved_is_refused_before_anything_is_touched(move: Move) 
     move.clusters.west_secret.write_bytes(b"x" * 64)
     assert "the clusters' secrets differ" in move.run(code=2)
     move.clusters.west_secret.write_bytes(secret)
-    file = move.tell("deaf.status")
+    move.tell("deaf.status")
     assert "cluster west: guest status: ended with exit code 255" in move.run(code=2)
-    file.unlink()
+    move.mend()
+    move.tell("deaf.receive")
+    assert "cluster west: receive: ended with exit code 255" in move.run(code=2)
+    move.mend()
+    move.clusters.west_document["cluster"]["name"] = "north"
+    move.clusters.write("west.toml", move.clusters.west_document)
+    assert "cluster west: guest status web1.example.com: who answered calls itself cluster 'north'" in move.run(code=2)
+    move.clusters.west_document["cluster"]["name"] = "west"
+    move.clusters.write("west.toml", move.clusters.west_document)
     move.wrapper.chmod(0o644)
     assert "run-west cannot be run: Permission denied" in move.run(code=2)
     move.check_as_before(untouched)
@@ -245,6 +284,84 @@ def test_an_import_that_fails_there_fails_the_move(move: Move) -> None:
     move.check_as_before()
 
 
+def test_an_import_that_is_not_said_to_be_one_fails_the_move(move: Move) -> None:
+    move.tell("fake.import", '{"exit_code": 0}')
+    assert "its answer is about another export" in move.run(code=3)
+    move.check_as_before()
+
+
+def test_a_reception_that_fails_after_publishing_leaves_nothing_there(move: Move) -> None:
+    move.tell("fail.receive")
+    assert "hand-over: cluster west: receive" in move.run(code=3)
+    move.check_as_before()
+
+
+def test_a_guest_that_somebody_starts_here_meanwhile_is_not_started_there(move: Move) -> None:
+    move.tell("before.import", f"{move.here.program} start")
+    assert "was started by somebody else while its disks were read" in move.run(code=3)
+    assert "start" not in move.there.calls()
+    move.check_as_before()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_guest_that_runs_at_both_by_another_hand_is_told_and_not_removed(move: Move, keep: bool) -> None:
+    move.tell("before.start", f"{move.here.program} start")
+    said = move.run(*(["--keep-source-instance"] if keep else []), code=4)
+    assert "it was not removed here." in said
+    assert ("RUNS HERE AS WELL" if keep else "the instance was not removed: web1.example.com was started by") in said
+    assert "AND RUNS HERE AS WELL: stop one of them" in move.clusters.run("east", "recover", "web1", code=4)
+    subprocess.run([str(move.here.program), "stop"], check=True)
+    assert ("was kept as asked" if keep else "and was removed here") in move.clusters.run("east", "recover", "web1")
+    assert move.disks_here[0].exists() == keep
+    move.check_moved()
+
+
+def break_journal(move: Move, at: str) -> str:
+    """Shell commands that have every change of a note fail from now on."""
+    file = move.lab.path / "break.py"
+    journal = move.lab.state_dir / "journal.sqlite"
+    broken = [
+        f"CREATE TRIGGER no_{verb} BEFORE {verb} ON notes BEGIN SELECT RAISE(ABORT, 'told to fail'); END" for verb in at.split()
+    ]
+    file.write_text(
+        f"import sqlite3\nwith sqlite3.connect({str(journal)!r}) as db:\n  for each in {broken!r}: db.execute(each)\n"
+    )
+    return f"{sys.executable} {file}"
+
+
+def mend_journal(move: Move, at: str) -> None:
+    with contextlib.closing(sqlite3.connect(move.lab.state_dir / "journal.sqlite")) as db, db:
+        for verb in at.split():
+            db.execute(f"DROP TRIGGER no_{verb}")
+
+
+@pytest.mark.parametrize("broken", ["UPDATE", "DELETE", "UPDATE DELETE"])
+def test_a_journal_that_fails_once_the_guest_runs_there_leaves_something_to_be_done(move: Move, broken: str) -> None:
+    move.tell("before.start", break_journal(move, broken))
+    said = move.run(code=4)
+    assert "where it runs as web1.example.com; it was not removed here." in said
+    assert "told to fail" in said
+    assert move.there.running
+    assert not move.here.running
+    mend_journal(move, broken)
+    assert "and was removed here" in move.clusters.run("east", "recover", "web1")
+    move.check_moved()
+    assert not move.disks_here[0].exists()
+
+
+def test_a_journal_that_fails_does_not_hide_that_the_guest_is_down(move: Move) -> None:
+    move.tell("before.start", break_journal(move, "DELETE"))
+    move.tell("lost.start", "deaf.status")
+    assert "web1.example.com IS DOWN here" in move.run(code=3)
+    assert not move.here.running
+    mend_journal(move, "DELETE")
+    move.mend()
+    assert "was rolled back" in move.clusters.run("east", "recover", "web1")
+    assert move.here.running
+    assert not move.there.running
+    assert move.lab.state().journal == ()
+
+
 def test_disks_there_that_are_too_few_or_too_small_are_refused_before_anything_is_touched(move: Move) -> None:
     untouched = Untouched(move.clusters)
     (instance,) = move.clusters.west_document["instances"].values()
@@ -268,12 +385,40 @@ def test_a_guest_that_does_not_start_there_runs_here_again(move: Move) -> None:
     assert move.there.marks().boots == 1  # what came with the export
 
 
-def test_a_start_there_whose_answer_is_lost_is_taken_back(move: Move) -> None:
+def test_a_start_there_whose_answer_is_lost_is_one(move: Move) -> None:
+    """What the guest has written there since must not be lost."""
     move.tell("mute.start")
-    said = move.run(code=3)
-    assert "cluster west: guest start" in said
-    assert "stop" in move.there.calls()
+    said = move.run()
+    assert "web1.example.com runs at cluster west, although its start was answered with: cluster west: guest start" in said
+    assert "stop" not in move.there.calls()
+    move.check_moved()
+    assert not move.disks_here[0].exists()
+
+
+def test_a_start_that_comes_late_is_refused_once_the_guest_was_started_here(move: Move) -> None:
+    move.tell("late.start")
+    assert "cluster west: guest start" in move.run(code=3)
     move.check_as_before()
+    move.mend()
+    assert "was rolled back: it is not started for that" in move.let_go()
+    move.check_as_before()
+    move.run("--force")  # which has an id of its own
+    move.check_moved(boots=3)
+
+
+def test_a_start_that_is_under_way_when_the_move_is_killed_is_refused_after_recover(move: Move) -> None:
+    move.tell("hold.start")
+    process = move.start()
+    wait_for((move.lab.path / "slowed").exists, "the start there")
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    move.mend()
+    said = move.clusters.run("east", "recover")
+    assert "web1.example.com runs again: its move to cluster west was rolled back" in said
+    assert "was rolled back: it is not started for that" in move.let_go()
+    assert move.here.running
+    assert not move.there.running
+    assert move.lab.state().journal == ()
 
 
 def test_a_reception_that_ends_in_the_middle_fails_the_move(move: Move) -> None:
@@ -305,39 +450,89 @@ def test_a_move_that_is_interrupted_leaves_everything_as_before(move: Move, numb
     move.check_as_before()
 
 
+def test_what_is_not_running_there_any_more_is_not_removed_here(move: Move) -> None:
+    """A move that was started there and could not be finished: what lies here may be the last copy."""
+    move.here.disturb("remove", "fail")
+    assert "the instance was not removed" in move.run(code=4)
+    move.clusters.run("west", "guest", "stop", "web1")
+    said = move.clusters.run("east", "recover", "web1", code=4)
+    assert "was started at cluster west as web1.example.com, and does not run there now; what is here is kept" in said
+    move.tell("deaf.status")
+    assert "cluster west: guest status" in move.clusters.run("east", "recover", "web1", code=4)
+    move.mend()
+    assert move.here.calls().count("remove") == 1
+    assert "may run there" in move.clusters.run("east", "guest", "start", "web1", code=2)
+    move.clusters.run("west", "guest", "start", "web1")
+    assert "and was removed here" in move.clusters.run("east", "recover", "web1")
+    assert move.lab.state().journal == ()
+
+
+def test_a_removal_that_went_half_way_is_told_once(move: Move) -> None:
+    move.here.disturb("remove", "fail")
+    move.run(code=4)
+    move.disks_here[0].unlink()
+    move.here.disturb("status", "fail", times=9)
+    said = move.clusters.run("east", "recover", "web1")
+    assert "its removal here had begun; what is left is to be removed by hand" in said
+    assert move.lab.state().journal == ()
+
+
+def test_the_removal_of_an_instance_that_was_down_is_finished_by_recover(move: Move) -> None:
+    subprocess.run([str(move.here.program), "stop"], check=True)
+    move.here.disturb("remove", "fail")
+    assert "the instance was not removed" in move.run(code=4)
+    move.tell("deaf.status")
+    assert "cluster west: guest status" in move.clusters.run("east", "recover", "web1", code=4)
+    assert move.disks_here[0].exists()
+    move.mend()
+    said = move.clusters.run("east", "recover", "web1")
+    assert "web1.example.com is at cluster west as web1.example.com, and was removed here" in said
+    assert not move.disks_here[0].exists()
+    assert not move.there.running
+    assert move.lab.state().journal == ()
+
+
+def test_recover_removes_nothing_that_is_being_written_to(move: Move) -> None:
+    move.here.disturb("remove", "fail")
+    move.run(code=4)
+    with move.disks_here[0].open("r+b"):
+        assert "it may be running still" in move.clusters.run("east", "recover", "web1", code=4)
+    assert move.disks_here[0].exists()
+    assert "and was removed here" in move.clusters.run("east", "recover", "web1")
+
+
 # --- in doubt, and killed ---------------------------------------------------------------------------------------------
 
 
 def test_nobody_starts_a_guest_here_that_may_run_there(move: Move) -> None:
     """West started it, could not say so, and cannot be asked: it is down here until west answers."""
-    ways = [move.tell(what) for what in ("mute.start", "deaf.stop", "deaf.status")]
-    ways[2].unlink()
+    move.tell("cut.start", "deaf.status deaf.stop")
     said = move.run(code=3)
     assert "web1.example.com IS DOWN here, since it is not known whether web1.example.com runs at cluster west" in said
     assert not move.here.running
     assert move.there.running
-    ways[2].touch()
     refused = move.clusters.run("east", "export", "web1", "--node", "beta", code=2)
     assert "was being moved to cluster west by a run that is gone, and may run there" in refused
     assert "may run there" in move.clusters.run("east", "guest", "start", "web1", code=2)
     assert "may run there" in move.run(code=2)
     assert "cluster west: guest status" in move.clusters.run("east", "recover", "web1", code=4)
     assert not move.here.running
-    for way in ways:
-        way.unlink()
+    move.mend()
     assert "runs at cluster west as web1.example.com, and was removed here" in move.clusters.run("east", "recover", "web1")
     move.check_moved()
     assert not move.disks_here[0].exists()
 
 
 def test_a_guest_that_was_not_started_there_after_all_is_started_here_by_recover(move: Move) -> None:
-    ways = [move.tell(what) for what in ("deaf.start", "deaf.stop")]
+    move.tell("lost.start", "deaf.status")
     assert "IS DOWN here" in move.run(code=3)
     assert not move.here.running
+    assert "cluster west: guest status" in move.clusters.run("east", "recover", "web1", code=4)
+    move.mend()
+    move.tell("deaf.stop")
     assert "cluster west: guest stop" in move.clusters.run("east", "recover", "web1", code=4)
     assert not move.here.running
-    for way in ways:
-        way.unlink()
+    move.mend()
     said = move.clusters.run("east", "recover", "web1")
     assert "web1.example.com runs again: its move to cluster west was rolled back" in said
     assert move.here.running
@@ -373,15 +568,13 @@ def test_a_move_that_is_killed_while_it_sends_is_rolled_back_on_both_sides(move:
 
 
 def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(move: Move) -> None:
-    way = move.tell("mute.start")
-    slow = move.tell("slow.stop")
+    move.tell("cut.start", "slow.status")
     process = move.start()
-    wait_for((move.lab.path / "slowed").exists, "the stop there")
+    wait_for((move.lab.path / "slowed").exists, "the status there")
     process.kill()
     process.communicate(timeout=LIMIT_S)
-    way.unlink()
-    slow.unlink()
-    move.kill_there("stop")
+    move.mend()
+    move.kill_there("status")
     assert move.there.running
     said = move.clusters.run("east", "recover")
     assert "runs at cluster west as web1.example.com, and was removed here" in said

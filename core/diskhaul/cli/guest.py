@@ -23,9 +23,17 @@ ACTIONS = ("status", "start", "stop")
     metavar="S",
     help="stop: how long a clean shutdown may take, seconds. [default: 120]",
 )
+@click.option(
+    "--move",
+    cls=Option,
+    metavar="RUN_ID",
+    help="start, stop: on behalf of this move from another cluster. After a stop, a start with the same id is refused.",
+)
 @common_options(hidden=True)
 @click.pass_obj
-def guest_command(invocation: Invocation, action: str, instance: str, shutdown_timeout_s: float | None) -> Answer:
+def guest_command(
+    invocation: Invocation, action: str, instance: str, shutdown_timeout_s: float | None, move: str | None
+) -> Answer:
     """Ask whether the guest of INSTANCE runs, start it, or stop it.
 
     Goes through the instance's runtime, under its lock, so that nothing else works on it meanwhile. What is so already is left
@@ -46,6 +54,7 @@ def guest_command(invocation: Invocation, action: str, instance: str, shutdown_t
         instance,
         config=invocation.cluster(),
         shutdown_timeout_s=120.0 if shutdown_timeout_s is None else shutdown_timeout_s,
+        move=move,
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

@@ -113,9 +113,8 @@ def _text(result: MoveResult) -> str:
         steps = [f"  {number}. {escape(step)}" for number, step in enumerate(result.steps, 1)]
         return "\n".join([*steps, "Dry run: nothing was changed."])
     state = "where it runs" if result.started else "where it is down, as it was here"
-    here = "removed here" if result.removed else "left here, stopped"
-    took = duration(result.timings["total"]) if "total" in result.timings else "some time"
+    here = "removed here" if result.removed else "not removed here" if result.incomplete else "left here, stopped"
     return (
         f"Moved {escape(result.instance)} to cluster {escape(result.cluster)}, {state} as {escape(result.name)}; it was {here}. "
-        f"That took {took}."
+        f"That took {duration(result.timings['total'])}."
     )

@@ -14,6 +14,7 @@ The decision table (docs/semantics.md, Execution), as far as it is left to do on
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ..api import DiskMap, DiskReader, DiskRegion, FreeExtents
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
@@ -25,15 +26,17 @@ from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
-from .disk_use import GLANCE_S, RELEASE_S, disks_in_use
+from .disk_use import GLANCE_S, RELEASE_S
 from .export_task import ExportTask
 from .free_space import look_for_free_space
 from .guest import GuestHangsError, GuestKeeper, guest_call
+from .guest_removal import check_at_rest, remove_guest
 from .run_state import RunState, UndoStep
 from .snapshots import SnapshotSet
 from .zeroing import zero_in_place
 
 _THAW_FIRST, _THEN_START = 0, 1  # the guest has been waiting
+_AT_LAST = 9  # what others have to be asked for
 
 
 class ExportDisks:
@@ -140,9 +143,7 @@ class ExportDisks:
             GuestError: something does.
         """
         host, limit_s = self._task.operation.host, self._options.stall_timeout_s
-        used = disks_in_use(host, self._instance.disks, patience_s=patience_s, limit_s=limit_s)
-        if used:
-            raise GuestError(f"{self._instance.name} {claim}, but {'; '.join(used)}: it may be running still")
+        check_at_rest(host, self._instance, claim, patience_s=patience_s, limit_s=limit_s)
 
     def _stopped_snapshots(self) -> None:
         """Snapshot the stopped guest's disks and start it; without snapshots it stays down if that is allowed."""
@@ -335,9 +336,30 @@ class ExportDisks:
                 self._state.incomplete.append(str(error))
 
     def leave_down(self) -> None:
-        """From here on nobody starts the guest again: neither this run, nor whoever finds what it left."""
+        """From here on nobody starts the guest again: neither this run, nor whoever finds what it left. Raises nothing."""
         self._state.done(self._starting)
-        self._keeper.forgive()
+        try:
+            self._keeper.forgive()
+        except Exception as error:
+            self._state.incomplete.append(f"{self._instance.name} is still noted to be started here, and must not be: {error}")
+
+    def undo_at_last(self, doing: str, undo: Callable[[], object]) -> UndoStep:
+        """Remember what is to be undone when the run fails, after the guest and everything else here; `undone` forgets it."""
+        return self._state.undo_later(doing, undo, order=_AT_LAST)
+
+    def undone(self, step: UndoStep) -> None:
+        """It needs no undoing any more."""
+        self._state.done(step)
+
+    def tell_if_running(self) -> None:
+        """Say among what is incomplete that somebody started the guest, which was to stay down here. Raises nothing."""
+        try:
+            if self._keeper.is_running():
+                self._state.incomplete.append(
+                    f"{self._instance.name} RUNS HERE AS WELL, started by somebody else: stop one of them"
+                )
+        except DiskhaulError as error:
+            self._state.incomplete.append(str(error))
 
     def remove_instance(self) -> None:
         """Remove the instance, whose export has been published. From here on nobody starts the guest again.
@@ -346,11 +368,12 @@ class ExportDisks:
             GuestError: it runs again, its disks are being written to, or it cannot be removed.
             LockLostError: it is no longer ours to remove.
         """
-        self._task.operation.locks.check()
-        if self._keeper.is_running():
-            self._keeper.forgive()
-            raise GuestError(f"{self._instance.name} was started by somebody else; what it wrote since is not in the export")
-        self._keeper.forgive()
-        self._check_at_rest("is off", GLANCE_S)
-        runtime = self._task.runtime
-        guest_call("remove it", runtime, runtime.remove, self._instance)
+        remove_guest(
+            self._task.operation.host,
+            self._task.operation.locks,
+            self._task.runtime,
+            self._instance,
+            limit_s=self._options.stall_timeout_s,
+            looked=self._keeper.forgive,
+            begin=self._task.before_removal,
+        )

@@ -15,8 +15,7 @@ from .export_task import ExportTask
 from .new_export import NewExport
 from .run_state import RunState
 
-NOT_REMOVED = "the instance was not removed"
-"""How what is incomplete begins when a removal failed."""
+_NOT_REMOVED = "the instance was not removed"
 
 
 class ExportRun:
@@ -29,6 +28,7 @@ class ExportRun:
         self._state = RunState()
         self._disks = ExportDisks(task, self._state)
         self._export = NewExport(task, self._state)
+        self._removed = False
 
     def run(self) -> ExportResult:
         try:
@@ -93,15 +93,17 @@ class ExportRun:
         try:
             if self._task.keep_instance:
                 self._disks.leave_down()
+                self._disks.tell_if_running()
                 return
             with self._feedback.stage("remove", instance):
                 self._disks.remove_instance()
+            self._removed = True
             self._feedback.emit(GuestChanged(instance=instance, change="removed"))
         except DiskhaulError as error:
             if self._task.options.ignore_remove_failures:
-                self._feedback.warn(f"{NOT_REMOVED}: {error}")
+                self._feedback.warn(f"{_NOT_REMOVED}: {error}")
             else:
-                self._state.incomplete.append(f"{NOT_REMOVED}: {error}")
+                self._state.incomplete.append(f"{_NOT_REMOVED}: {error}")
 
     def _result(self, export: ExportRecord | None, removed: tuple[ExportRecord, ...] = ()) -> ExportResult:
         task = self._task
@@ -115,6 +117,7 @@ class ExportRun:
             disks=self._export.results,
             timings=dict(self._feedback.timings),
             removed=removed,
+            instance_removed=self._removed,
             incomplete=tuple(self._state.incomplete),
             warnings=tuple(self._feedback.warnings),
         )

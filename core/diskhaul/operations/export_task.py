@@ -31,6 +31,7 @@ class ExportTask:
         remote: the cluster that it goes to, or "" for this one.
         hand_over: called with the export once it is published, while the guest's start is still owed: what has to be done
             before the instance may be removed. When it raises, the export has failed.
+        before_removal: called when nothing speaks against the instance's removal any more, right before it.
         keep_instance: the instance is left stopped in place of being removed.
         running: the guest runs now, or is owed a start by a run that is gone.
         snapshot_backends: name and backend by disk, as far as there is one.
@@ -55,6 +56,7 @@ class ExportTask:
     at_target: Callable[..., Any]
     remote: str = ""
     hand_over: Callable[[ExportRecord, ExportDisks], object] | None = None
+    before_removal: Callable[[], object] = lambda: None
     keep_instance: bool = False
 
     def zeroing_limit_s(self, sizes_mib: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -20,10 +21,15 @@ from .plugin_answers import problems_from
 
 Action = Literal["status", "start", "stop"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
+_RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class GuestOperation(Operation[GuestResult]):
     """Looks at, starts or stops one guest. What is so already is left alone.
+
+    A start that another cluster's move asks for may come late, when the move has long been rolled back there: the command that
+    carries it may have been cut off and still go on. So a stop on behalf of a move first revokes the move's id, under the lock
+    that a start needs too, and a start with a revoked id is refused.
 
     Raises (from `run`):
         RefusedError: nothing was touched.
@@ -34,9 +40,18 @@ class GuestOperation(Operation[GuestResult]):
     name = "guest"
 
     def __init__(
-        self, context: RunContext, action: str, instance: str, *, shutdown_timeout_s: float, lock_timeout_s: float
+        self,
+        context: RunContext,
+        action: str,
+        instance: str,
+        *,
+        shutdown_timeout_s: float,
+        lock_timeout_s: float,
+        move: str | None = None,
     ) -> None:
+        """With `move`, the id of the run at another cluster on whose behalf the guest is started or stopped."""
         super().__init__(context)
+        self._move = move
         self._action, self._asked, self._shutdown_s = action, instance, shutdown_timeout_s
         self.timeouts = Timeouts(lock_s=lock_timeout_s)
         self.instance: Instance
@@ -50,6 +65,10 @@ class GuestOperation(Operation[GuestResult]):
         problems = [problem for problem in (name_problem("instance", self._asked),) if problem]
         if self._action not in ACTIONS:
             problems.append(f"action {printable(str(self._action))}: one of {', '.join(ACTIONS)}")
+        if self._move is not None and self._action == "status":
+            problems.append("move: only for start and stop")
+        if self._move is not None and not _RUN_ID.fullmatch(self._move):
+            problems.append(f"move {printable(self._move)}: is not the id of a run")
         if not 0 <= self._shutdown_s <= MAX_TIMEOUT_S:
             problems.append(f"shutdown_timeout_s: must be from 0 to {MAX_TIMEOUT_S}")
         if problems:
@@ -79,18 +98,26 @@ class GuestOperation(Operation[GuestResult]):
             raise RefusedError(problems)
         if self._action == "start" and (lines := being_moved(self.context, self.instance.name)):
             raise RefusedError(lines)
+        if self._action == "start" and self._move is not None and self.context.journal.is_revoked(self._move):
+            raise RefusedError(
+                f"{self.instance.name}: its move (run {self._move[:8]}) was rolled back: it is not started for that"
+            )
 
     def execute(self, feedback: Feedback) -> GuestResult:
+        if self._action == "stop" and self._move is not None:
+            self.context.journal.revoke(self._move, self.instance.name)
         before = guest_runs(self.runtime, self.instance)
         if self._action == "start" and not before:
             keeper = GuestKeeper(self.runtime, self.instance, self.context.journal, self.context.run_id, feedback)
             with feedback.stage("start", self.instance.name):
+                self.locks.check()
                 keeper.keep_running(0.0)
         elif self._action == "stop" and before:
             self._stop(feedback)
         running = {"status": before, "start": True, "stop": False}[self._action]
         return GuestResult(
             run_id=self.context.run_id,
+            cluster=self.cluster.name,
             instance=self.instance.name,
             node=self.node.name,
             running=running,

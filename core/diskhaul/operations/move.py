@@ -7,9 +7,10 @@ It is removed here last of all. Until the other cluster is told to start it, wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, RefusedError
 from ..events import Event, OperationFinished
@@ -25,10 +26,10 @@ from ..remote.other_side import OtherReception, OtherSide, OtherSideError
 from ..remote.secret import read_secret
 from .base import Operation, RunContext
 from .export_disks import ExportDisks
-from .export_run import NOT_REMOVED
 from .export_task import ExportTask
 from .guest import guest_runs
-from .moving import ANSWER_S, MovingNote, being_moved, other_side, stop_there
+from .move_answers import destination_problems, import_problem
+from .moving import ANSWER_S, MovingNote, being_moved, other_side, runs_there, settle
 from .plugin_answers import problems_from
 from .prepare import PrepareOperation
 from .remote_export import RemoteExportOperation
@@ -100,6 +101,8 @@ class MoveOperation(Operation[MoveResult]):
         if self.request.name is not None and (problem := name_problem("instance", self.request.name)):
             problems.append(problem)
         problems += [*option_problems(self._options), *compression_problems(self._options, self.cluster)]
+        if self.request.cluster == self.cluster.name:
+            problems.append(f"cluster {self.cluster.name} is this one: an instance is moved to another cluster")
         if not self._options.shutdown:
             problems.append("shutdown = false: a guest that is moved is stopped: what it wrote meanwhile would be lost")
         if not problems:
@@ -128,10 +131,7 @@ class MoveOperation(Operation[MoveResult]):
         """Look at both sides without a lock; what counts is looked at again, under the locks, by each step."""
         problems = problems_from(self.instance.name, self._problems_here)
         try:
-            found = self.side.ask("guest", "status", self.there, limit_s=_ASKED_S, token=self.token)
-            if found.get("instance") != self.there:
-                problems.append(f"cluster {self.side.name} does not know {self.there} by its full name")
-            elif found.get("running") is not False:
+            if runs_there(self.side, self.there):
                 problems.append(f"{self.there} runs at cluster {self.side.name} already")
         except OtherSideError as error:
             problems.append(str(error))
@@ -159,11 +159,20 @@ class MoveOperation(Operation[MoveResult]):
         return self._result(None)
 
     def execute(self, feedback: Feedback) -> MoveResult:
+        begun = time.monotonic()
         prepared = PrepareOperation(self._nested(), self.instance.name).run()
         try:
-            return self._send(prepared, feedback)
+            result = self._send(prepared, feedback)
         finally:
-            RemoteKeys(self.cluster.state_dir).drop(prepared.prepared)
+            self._ended("the key of the export", lambda: RemoteKeys(self.cluster.state_dir).drop(prepared.prepared))
+        return replace(result, timings={**result.timings, "total": time.monotonic() - begun})
+
+    def _ended(self, what: str, end: Callable[[], object]) -> None:
+        """Have `end` put away what is of no use any more: a failure does not change what became of the move."""
+        try:
+            end()
+        except Exception as error:
+            self.feedback.warn(f"{what} could not be put away: {error}")
 
     def _send(self, prepared: PrepareResult, feedback: Feedback) -> MoveResult:
         named = () if self.request.name is None else ("--instance-name", self.request.name)
@@ -174,16 +183,18 @@ class MoveOperation(Operation[MoveResult]):
                 reception = self.side.receive(
                     prepared.document, "--node", self.request.node, *named, *wanted, "--timeout", limit, limit_s=_ASKED_S
                 )
-        except OtherSideError as error:
-            if error.code == 2:  # nothing has been touched, on either side
-                raise RefusedError([f"cluster {self.side.name}: {problem}" for problem in error.problems]) from error
-            raise
+        except OtherSideError as error:  # nothing has been touched, on either side
+            told = error.problems if error.code == 2 else ()
+            raise RefusedError([f"cluster {self.side.name}: {problem}" for problem in told] or [str(error)]) from error
         try:
+            asked = {"cluster": self.side.name, "node": self.request.node, "instance": self.there}
+            if problems := destination_problems(reception.destination, **asked):
+                raise RefusedError(problems)
             export = _MovingExport(self._nested(), self, reception, self._options)
             result = export.run()
             self._running = export.running  # as it was found under the lock
         finally:
-            reception.stop()
+            self._ended("the reception", reception.stop)
         return self._result(result)
 
     def _nested(self) -> RunContext:
@@ -214,7 +225,7 @@ class MoveOperation(Operation[MoveResult]):
             steps=tuple(steps),
             export=exported.export if exported is not None else None,
             started=exported is not None and self._running,
-            removed=exported is not None and not request.keep and not any(NOT_REMOVED in line for line in exported.incomplete),
+            removed=exported is not None and exported.instance_removed,
             incomplete=exported.incomplete if exported is not None else (),
             timings=dict(exported.timings if exported is not None else {}),
             warnings=(*self.feedback.warnings, *(exported.warnings if exported is not None else ())),
@@ -238,14 +249,32 @@ class _MovingExport(RemoteExportOperation):
         task = super()._task()
         request = self._move.request
         described = task.exported if request.nics is None else replace(task.exported, nics=request.nics)
-        return replace(task, exported=described, hand_over=self._hand_over, keep_instance=request.keep)
+        return replace(
+            task,
+            exported=described,
+            hand_over=self._hand_over,
+            before_removal=self._note_removal,
+            keep_instance=request.keep,
+        )
 
     def execute(self, feedback: Feedback) -> ExportResult:
         result = super().execute(feedback)
-        if self._moving is not None and not any(NOT_REMOVED in line for line in result.incomplete):
-            self.context.journal.strike(self._moving[0])
-            self.context.journal.finish(self.context.run_id)
+        if result.instance_removed or (self._move.request.keep and not result.incomplete):
+            try:
+                self._strike_note()
+            except Exception as error:
+                line = f"the journal still holds the move: {error}; 'diskhaul recover {self.instance.name}' settles it"
+                return replace(result, incomplete=(*result.incomplete, line))
         return result
+
+    def _strike_note(self) -> None:
+        assert self._moving is not None, "it has been handed over"
+        journal = self.context.journal
+        own = (run for run in journal.unfinished(self.instance.name) if run.run_id == self.context.run_id)
+        if any(note.kind == "guest" for run in own for note in run.notes):
+            raise OperationFailedError(f"{self.instance.name} is still noted to be started here")
+        journal.strike(self._moving[0])
+        journal.finish(self.context.run_id)
 
     def _say_farewell(self) -> None:
         """It has been said in the middle: the import there needs the instance's lock."""
@@ -254,41 +283,62 @@ class _MovingExport(RemoteExportOperation):
 
     def _hand_over(self, export: ExportRecord, disks: ExportDisks) -> None:
         assert self._store is not None, "it was exported there"
-        self._store.farewell()
-        self._reception.finish(ANSWER_S)
+        named = f"{export.instance}@{export.export_id}"
+        taking_back = disks.undo_at_last(f"removing {named} at cluster {self._side.name}", partial(self._take_back, named))
         try:
-            self._import(export)
+            self._store.farewell()
+            self._reception.finish(ANSWER_S)
+            self._import(export, named)
+            self.locks.check()
+            disks.check_untouched()
+            request = self._move.request
+            note = MovingNote(
+                instance=self.instance.name,
+                cluster=self._side.name,
+                name=self.target_instance,
+                keep=request.keep,
+                ran=self.running,
+            )
+            self._moving = self.context.journal.note(self.context.run_id, "moving", note.data()), note
             if self.running:
                 self._start(disks)
         except _InDoubtError:
+            disks.undone(taking_back)
             raise
         except BaseException as error:
-            self._take_back(export, error)
+            if isinstance(error, DiskhaulError) and not isinstance(error, InterruptedRunError):
+                error.add_note(
+                    f"disks of {export.instance} at cluster {self._side.name} may have been written: --force overwrites them"
+                )
             raise
+        disks.undone(taking_back)
 
-    def _import(self, export: ExportRecord) -> None:
+    def _import(self, export: ExportRecord, named: str) -> None:
         request = self._move.request
-        named = f"{export.instance}@{export.export_id}"
         with self.feedback.stage("import", f"{named} at cluster {self._side.name}"):
-            self._side.ask(
+            answer = self._side.ask(
                 "import", named, "--node", request.node, *request.import_arguments, limit_s=_LONGEST_S, token=self.token
             )
+            sizes = [disk.size for disk in self.plan.disks]
+            if problem := import_problem(answer, export, sizes, dict(request.grow)):
+                raise self._side.no_answer(f"import {named}", problem)
         self.token.raise_if_cancelled()
 
     def _start(self, disks: ExportDisks) -> None:
-        """Have the guest started there; from here on its start here depends on what is heard from there."""
-        self.locks.check()
-        name = self.target_instance
-        note = MovingNote(instance=self.instance.name, cluster=self._side.name, name=name, keep=self._move.request.keep)
-        noted = self.context.journal.note(self.context.run_id, "moving", note.data())
+        """Have the guest started there; from here on its start here depends on what is heard from there.
+
+        Once it is known to run there nothing raises: what cannot be noted then is left to be done.
+        """
+        assert self._moving is not None, "it has been noted"
+        noted, note = self._moving
+        name, run_id = note.name, self.context.run_id
         try:
             with self.feedback.stage("start", f"{name} at cluster {self._side.name}"):
-                answer: Mapping[str, Any] = self._side.ask("guest", "start", name, limit_s=ANSWER_S)
-                if answer.get("running") is not True:
-                    raise OperationFailedError(f"cluster {self._side.name} does not say that {name} runs there")
+                if not runs_there(self._side, name, "start", run_id):
+                    raise self._side.no_answer(f"guest start {name}", "it does not say that it runs there")
         except BaseException as error:
             try:
-                stop_there(self._side, name)
+                runs = settle(self._side, name, run_id)
             except BaseException as doubt:
                 disks.leave_down()
                 failure = _InDoubtError(
@@ -297,24 +347,27 @@ class _MovingExport(RemoteExportOperation):
                 )
                 failure.add(error, f"starting {name} there")
                 raise failure from error
-            self.context.journal.strike(noted)
-            raise
+            if not runs:
+                self._move._ended("the note of the move", lambda: self.context.journal.strike(noted))
+                raise
+            self.feedback.warn(f"{name} runs at cluster {self._side.name}, although its start was answered with: {error}")
         disks.leave_down()
-        self.context.journal.amend(noted, replace(note, started=True).data())
-        self._moving = noted, note
-
-    def _take_back(self, export: ExportRecord, error: BaseException) -> None:
-        """Remove there what is of no use any more: the guest goes on here."""
-        named = f"{export.instance}@{export.export_id}"
+        self._moving = noted, replace(note, started=True)
         try:
-            self._side.ask("remove", named, "--node", self._move.request.node, limit_s=_ASKED_S)
-        except DiskhaulError as problem:
-            if isinstance(error, DiskhaulError):
-                error.add(problem, f"removing {named} at cluster {self._side.name}")
-        if isinstance(error, DiskhaulError) and not isinstance(error, InterruptedRunError):
-            error.add_note(
-                f"disks of {export.instance} at cluster {self._side.name} may have been written: --force overwrites them"
-            )
+            self.context.journal.amend(noted, self._moving[1].data())
+        except Exception as error:  # it is amended once more before anything is removed
+            self.feedback.warn(f"the journal cannot be written: {error}")
+
+    def _note_removal(self) -> None:
+        """Note that the removal here begins: it is right to finish it from then on."""
+        assert self._moving is not None, "it has been handed over"
+        noted, note = self._moving
+        self._moving = noted, replace(note, removing=True)
+        self.context.journal.amend(noted, self._moving[1].data())
+
+    def _take_back(self, named: str) -> None:
+        """Remove there what is of no use any more: the guest goes on here."""
+        self._side.ask("remove", named, "--node", self._move.request.node, limit_s=_ASKED_S)
 
 
 class _InDoubtError(GuestError):

@@ -6,17 +6,20 @@ there that it is down: it must never run at both. The note says so, and says mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+from ..api import Runtime
 from ..errors import DiskhaulError, OperationFailedError, RefusedError
-from ..journal import Journal, UnfinishedRun
+from ..journal import Journal, Note, UnfinishedRun
 from ..model import Cluster, Instance
+from ..names import printable
 from ..remote.other_side import OtherSide
-from .base import RunContext
-from .guest import GuestKeeper, guest_call, guest_runs
+from .base import LockSet, RunContext
+from .deadlines import CALL_LIMIT_S
+from .guest import GuestKeeper, guest_runs
+from .guest_removal import remove_guest
 from .plugin_answers import problems_from
 
 ANSWER_S = 900.0
@@ -32,6 +35,8 @@ class MovingNote:
         cluster, name: where it goes, and what it is called there.
         keep: it is not to be removed here.
         started: it is known to run there.
+        ran: it ran here before, and so is started there.
+        removing: its removal here has begun.
     """
 
     instance: str
@@ -39,6 +44,8 @@ class MovingNote:
     name: str
     keep: bool
     started: bool = False
+    ran: bool = True
+    removing: bool = False
 
     def data(self) -> dict[str, object]:
         return {
@@ -47,6 +54,8 @@ class MovingNote:
             "name": self.name,
             "keep": self.keep,
             "started": self.started,
+            "ran": self.ran,
+            "removing": self.removing,
         }
 
 
@@ -78,59 +87,105 @@ def other_side(cluster: Cluster, name: str) -> OtherSide:
     raise RefusedError(f"cluster {name} is not configured: add [clusters.{name}] with the command that runs diskhaul there")
 
 
-def stop_there(side: OtherSide, name: str) -> None:
-    """See to it that the guest does not run there, and is not being started.
+def runs_there(side: OtherSide, name: str, action: str = "status", move: str | None = None) -> bool:
+    """Ask for the guest there, or have it started or stopped on behalf of the move `move`; whether it runs there now.
 
     Raises:
-        OperationFailedError: that cannot be said.
+        OtherSideError: no answer that says so, from that cluster and about that guest.
     """
-    answer = side.ask("guest", "stop", name, limit_s=ANSWER_S)
-    if answer.get("running") is not False:
-        raise OperationFailedError(f"cluster {side.name} does not say that {name} is down there")
+    answer = side.ask("guest", action, name, *(() if move is None else ("--move", move)), limit_s=ANSWER_S)
+    running = answer.get("running")
+    asked = f"guest {action} {name}"
+    if answer.get("cluster") != side.name:
+        raise side.no_answer(asked, f"who answered calls itself cluster {printable(str(answer.get('cluster')))}")
+    if answer.get("instance") != name:
+        raise side.no_answer(asked, f"it does not know {name} by its full name")
+    if not isinstance(running, bool):
+        raise side.no_answer(asked, "it does not say whether it runs")
+    return running
 
 
-def recover_move(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any]) -> str:
+def settle(side: OtherSide, name: str, move: str) -> bool:
+    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, it does not,
+    and will not be started there any more on behalf of this move, however late its start may come.
+
+    Raises:
+        OtherSideError: neither can be said.
+    """
+    if runs_there(side, name):
+        return True
+    if runs_there(side, name, "stop", move):
+        raise side.no_answer(f"guest stop {name}", "it does not say that it is down")
+    return False
+
+
+def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, noted: Note) -> str:
     """Find out where the guest runs, and bring the move to one of its two ends; say which.
 
     Raises:
         DiskhaulError: that is not known, or could not be done; nothing was started.
     """
-    note = MovingNote(**data)
+    note = MovingNote(**noted.data)
     side = other_side(context.cluster, note.cluster)
-    if not note.started and side.ask("guest", "status", note.name, limit_s=ANSWER_S).get("running") is not True:
-        stop_there(side, note.name)
-        return _rolled_back(context, run, note)
-    return _finished(context, note)
+
+    def begin() -> None:
+        context.journal.amend(noted.note_id, replace(note, removing=True).data())
+
+    if not note.ran:
+        runs = runs_there(side, note.name)
+        if not note.removing and not runs:
+            there = f"at cluster {note.cluster} it is imported as {note.name}"
+            return f"{note.instance} is down, as it was, and was not removed; {there}"
+    elif note.started:
+        if not runs_there(side, note.name):
+            kept = "; what is here is kept" if not note.keep else ""
+            raise OperationFailedError(
+                f"{note.instance} was started at cluster {note.cluster} as {note.name}, and does not run there now{kept}, and is "
+                f"not started here: see what became of it there, start it there, and run 'diskhaul recover {note.instance}' again"
+            )
+    elif not settle(side, note.name, run.run_id):
+        return _rolled_back(context, locks, run, note)
+    return _finished(context, locks, note, begin)
 
 
-def _rolled_back(context: RunContext, run: UnfinishedRun, note: MovingNote) -> str:
+def _rolled_back(context: RunContext, locks: LockSet, run: UnfinishedRun, note: MovingNote) -> str:
     instance = context.host.inventory().instances().get(note.instance)
     if instance is None:
         return f"{note.instance} is no longer configured, and was not started; at cluster {note.cluster} it is down"
     runtime = context.host.runtime(instance.runtime)
+    locks.check()
     GuestKeeper(runtime, instance, context.journal, run.run_id, context.feedback).keep_running(0.0)
     return f"{note.instance} runs again: its move to cluster {note.cluster} was rolled back"
 
 
-def _finished(context: RunContext, note: MovingNote) -> str:
-    where = f"{note.instance} runs at cluster {note.cluster} as {note.name}"
+def _finished(context: RunContext, locks: LockSet, note: MovingNote, begin: Callable[[], object]) -> str:
+    where = f"{note.instance} {'runs' if note.ran else 'is'} at cluster {note.cluster} as {note.name}"
     instance = context.host.inventory().instances().get(note.instance)
     if instance is None:
         return f"{where}, and is no longer configured here"
     runtime = context.host.runtime(instance.runtime)
-    if guest_runs(runtime, instance):
-        raise OperationFailedError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
-    if note.keep:
-        return f"{where}; here it is down, and was kept as asked"
     try:
-        guest_call("remove it", runtime, runtime.remove, instance)
+        if guest_runs(runtime, instance):
+            raise _RunsTwiceError(f"{where}, AND RUNS HERE AS WELL: stop one of them")
+        if note.keep:
+            return f"{where}; here it is down, and was kept as asked"
+        remove_guest(context.host, locks, runtime, instance, limit_s=CALL_LIMIT_S, begin=begin)
+    except _RunsTwiceError:
+        raise
     except DiskhaulError as error:
-        if not _has_lost_disks(context, instance):
+        if not note.removing or not _is_lost(context, runtime, instance):
             raise
         # The run that is gone had removed it, or had begun to, and what is not there cannot be removed.
-        return f"{where}, and its removal here had begun; trying it again: {error}"
+        return f"{where}, and its removal here had begun; what is left is to be removed by hand: {error}"
     return f"{where}, and was removed here"
 
 
-def _has_lost_disks(context: RunContext, instance: Instance) -> bool:
+class _RunsTwiceError(OperationFailedError):
+    """The guest runs at both clusters."""
+
+
+def _is_lost(context: RunContext, runtime: Runtime, instance: Instance) -> bool:
+    """Whether a guest cannot be started here any more, since its runtime does not know it or a disk is gone."""
+    if problems_from(instance.name, partial(runtime.check, instance)):
+        return True
     return any(problems_from(disk.label, partial(context.host.storage(disk.storage).check, disk)) for disk in instance.disks)

@@ -63,7 +63,7 @@ def recover_runs(operation: Operation[Any], instance: str) -> tuple[list[str], l
         if run.operation == REMOVAL:
             _recover_removal(operation, run, done, incomplete)
         else:
-            _recover_run(context, run, done, incomplete)
+            _recover_run(operation, run, done, incomplete)
     for line in done:
         context.feedback.warn(f"left by an earlier run: {line}")
     for line in incomplete:
@@ -78,12 +78,13 @@ def _recover_removal(operation: Operation[Any], run: UnfinishedRun, done: list[s
         with operation.locks.acquire(LockLevel.EXPORT, exports, 0.0):
             for current in operation.context.journal.unfinished(run.instance):
                 if current.run_id == run.run_id:
-                    _recover_run(operation.context, current, done, incomplete)
+                    _recover_run(operation, current, done, incomplete)
     except LockTimeoutError as error:
         incomplete.append(f"{run.instance}: a removal is still going on: {error}")
 
 
-def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
+def _recover_run(operation: Operation[Any], run: UnfinishedRun, done: list[str], incomplete: list[str]) -> None:
+    context = operation.context
     moving = any(note.kind == "moving" for note in run.notes)
     for note in sorted(run.notes, key=lambda note: (_ORDER.get(note.kind, 9), note.note_id)):
         if moving and note.kind == "guest":
@@ -92,7 +93,10 @@ def _recover_run(context: RunContext, run: UnfinishedRun, done: list[str], incom
                 context.journal.strike(note.note_id)
             continue
         try:
-            done.append(_UNDO[note.kind](context, run, note.data))
+            if note.kind == "moving":
+                done.append(recover_move(context, operation.locks, run, note))
+            else:
+                done.append(_UNDO[note.kind](context, run, note.data))
             context.journal.strike(note.note_id)
         except BaseException as error:  # whatever one note meets, a plugin's SystemExit included, the others are still to be done
             incomplete.append(f"{run.instance}: {note.kind} of run {run.run_id[:8]}: {error}")
@@ -199,7 +203,6 @@ def _drop_all(store: ExportStore, instance: str, export_id: str) -> None:
 
 
 _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str]] = {
-    "moving": recover_move,
     "frozen": _thaw_guest,
     "guest": _start_guest,
     "disks": _deactivate_disks,

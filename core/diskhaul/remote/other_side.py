@@ -60,7 +60,7 @@ class OtherSide:
             OtherSideError: it failed, or did not answer.
             InterruptedRunError: cancelled.
         """
-        process = self._started("--json", *arguments, stdin=subprocess.DEVNULL)
+        process = self._started("--json", "--quiet", *arguments, stdin=subprocess.DEVNULL)
         out, err = self._ended(process, limit_s, token)
         code = process.returncode
         try:
@@ -70,8 +70,8 @@ class OtherSide:
         error = answer.get("error")
         if isinstance(error, dict):
             raise self._failed(arguments, code, _texts(error.get("problems")) or _texts([error.get("message")]))
-        if code not in (0, 4) or not answer:
-            raise self._failed(arguments, code, _lines(err) or [f"ended with exit code {code}"])
+        if code != 0 or answer.get("exit_code") != 0 or isinstance(answer["exit_code"], bool):
+            raise self._failed(arguments, code, _lines(err))
         return answer
 
     def receive(self, prepared: Document, *arguments: str, limit_s: float) -> OtherReception:
@@ -130,9 +130,13 @@ class OtherSide:
             _close(process)
             raise
 
+    def no_answer(self, asked: str, why: str) -> OtherSideError:
+        """What to raise where something came that is no answer to what was `asked`."""
+        return OtherSideError(f"cluster {self.name}: {asked}: {why}", code=None, problems=(why,))
+
     def _failed(self, arguments: Sequence[str], code: int | None, problems: Sequence[str]) -> OtherSideError:
         words = [word for word in arguments if not word.startswith("-")][:2]
-        said = "; ".join(problems) or "said nothing"
+        said = f"{'; '.join(problems)} (exit code {code})" if problems else f"ended with exit code {code}"
         return OtherSideError(f"cluster {self.name}: {' '.join(words)}: {said}", code=code, problems=problems)
 
 

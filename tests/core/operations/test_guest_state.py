@@ -50,3 +50,33 @@ def test_what_cannot_be_is_refused_together(tmp_path: Path) -> None:
     assert len(refused.value.problems) == 3
     with pytest.raises(diskhaul.UnknownNameError):
         diskhaul.guest("status", "db1", config=cluster(tmp_path))
+
+
+def test_a_start_for_a_move_is_refused_after_a_stop_for_it_and_others_are_not(tmp_path: Path) -> None:
+    runtime, config = ScriptedRuntime(), cluster(tmp_path)
+    first, second = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01", "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f02"
+    assert diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=first).running
+    assert not diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=first).running
+    assert not diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=first).changed
+    with pytest.raises(diskhaul.RefusedError, match="was rolled back: it is not started for that"):
+        diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=first)
+    assert runtime.running == set()
+    assert diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=second).changed
+    assert diskhaul.guest("stop", "web1", config=config, plugins=[runtime]).changed
+    assert diskhaul.guest("start", "web1", config=config, plugins=[runtime]).changed
+
+
+def test_a_stop_for_a_move_that_fails_has_revoked_it_all_the_same(tmp_path: Path) -> None:
+    runtime, config = ScriptedRuntime(running=["web1.example.com"], lie={"stop": {1}}), cluster(tmp_path)
+    run = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01"
+    with pytest.raises(diskhaul.GuestError):
+        diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run)
+    with pytest.raises(diskhaul.RefusedError, match="was rolled back"):
+        diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=run)
+
+
+def test_a_move_has_the_id_of_a_run_and_is_not_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(diskhaul.RefusedError, match="is not the id of a run"):
+        diskhaul.guest("stop", "web1", config=cluster(tmp_path), move="x")
+    with pytest.raises(diskhaul.RefusedError, match="only for start and stop"):
+        diskhaul.guest("status", "web1", config=cluster(tmp_path), move="5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01")

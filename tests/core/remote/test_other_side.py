@@ -52,11 +52,16 @@ def gone(file: Path) -> bool:
 
 def test_an_answer_is_the_document_on_standard_output_and_arguments_arrive(side: Side) -> None:
     asked = side('echo some progress >&2; printf \'{"said": "%s", "exit_code": 0}\' "$*"')
-    assert asked.ask("guest", "status", "web1", limit_s=LIMIT_S)["said"] == "first --json guest status web1"
+    assert asked.ask("guest", "status", "web1", limit_s=LIMIT_S)["said"] == "first --json --quiet guest status web1"
 
 
-def test_an_incomplete_success_is_an_answer(side: Side) -> None:
-    assert side("echo '{\"exit_code\": 4}'; exit 4").ask("import", "x", limit_s=LIMIT_S) == {"exit_code": 4}
+@pytest.mark.parametrize(
+    "script",
+    ["echo '{\"exit_code\": 4}'; exit 4", "echo '{\"exit_code\": 4}'", "echo '{\"exit_code\": false}'", "echo '{\"x\": 1}'"],
+)
+def test_what_does_not_say_that_all_went_well_is_no_answer(side: Side, script: str) -> None:
+    with pytest.raises(OtherSideError, match="ended with exit code"):
+        side(script).ask("import", "x", limit_s=LIMIT_S)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_a_reception_gives_its_destination_and_then_its_end(side: Side) -> None:
     ("script", "code", "problem"),
     [
         ("cat > /dev/null; echo 'diskhaul: its HMAC is wrong' >&2; exit 2", 2, "cluster west: receive: its HMAC is wrong"),
-        ("exit 255", 255, "cluster west: receive: said nothing"),
+        ("exit 255", 255, "cluster west: receive: ended with exit code 255"),
         ("cat > /dev/null; echo nonsense; sleep 1000", None, "its destination is no JSON document"),
     ],
 )
