@@ -720,8 +720,8 @@ def test_a_node_is_found_among_many(cluster: Processes, engine: DaskEngine) -> N
         async with AsyncExitStack() as workers:
             names = [f"many-{number}" for number in range(12)]
             for name in names:
-                quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-                await workers.enter_async_context(Worker(cluster.address, nthreads=1, resources={name: 1}, **quiet))
+                plain = {"extensions": {}, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+                await workers.enter_async_context(Worker(cluster.address, nthreads=1, resources={name: 1}, **plain))
             return [await asyncio.to_thread(way.serves, name) for name in names]
 
     with dask.config.set(serving.CONFIGURATION):
