@@ -117,6 +117,7 @@ if TYPE_CHECKING:
     from .profile import load_profile as load_profile, save_profile as save_profile
     from .records import (
         BenchResult as BenchResult,
+        DiskIdentity as DiskIdentity,
         DiskPicture as DiskPicture,
         DiskResult as DiskResult,
         ExportDetails as ExportDetails,
@@ -170,9 +171,9 @@ _HOMES = {
     "options": "ExportOptions ImportOptions KeepPolicy PathOptions",
     "profile": "load_profile save_profile",
     "records": (
-        "BenchResult DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult GuestResult "
-        "ImportResult InspectedDisk ListResult Measurement MoveResult PathLimit Plan PlannedDisk PrepareResult Profile "
-        "ReceiveResult RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
+        "BenchResult DiskIdentity DiskPicture DiskResult ExportDetails ExportRecord ExportResult Finding FleetMember FleetResult "
+        "GuestResult ImportResult InspectedDisk ListResult Measurement MoveResult PathLimit Plan PlannedDisk PrepareResult "
+        "Profile ReceiveResult RecoverResult RemovalResult TuneResult TuneRound TuneTrial VerifyResult"
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

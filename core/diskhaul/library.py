@@ -377,6 +377,7 @@ def guest(
     shutdown_timeout_s: float = 120.0,
     lock_timeout_s: float = 60.0,
     move: str | None = None,
+    disks: bool = False,
     plugins: Sequence[object] = (),
     on_event: EventListener | None = None,
     cancel: CancellationToken | None = None,
@@ -388,6 +389,7 @@ def guest(
         instance, config, plugins, on_event, cancel: as in `export`.
         shutdown_timeout_s: how long a clean shutdown may take, seconds.
         lock_timeout_s: how long to wait for somebody who works on the instance, seconds.
+        disks: with "status": say of a guest that is down where each of its disks is, and what it begins with.
         move: the `run_id` of another cluster's move on whose behalf this is asked: a "stop" with it has every "start" with it
             refused from then on, also one that is on its way already.
 
@@ -409,6 +411,7 @@ def guest(
         shutdown_timeout_s=shutdown_timeout_s,
         lock_timeout_s=lock_timeout_s,
         move=move,
+        disks=disks,
     )
 
 

@@ -242,8 +242,27 @@ class MoveResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskIdentity:
+    """What tells one disk from another.
+
+    Attributes:
+        location: its storage's, "" where it could not be read.
+        size: bytes.
+        digest: SHA-256 of its first MiB in hexadecimal; "" where that is all zeros, or could not be read.
+    """
+
+    index: int
+    location: str = ""
+    size: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestResult:
-    """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here."""
+    """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here.
+
+    `disks` are those of a guest that is down, where they were asked for.
+    """
 
     run_id: str
     cluster: str
@@ -251,6 +270,7 @@ class GuestResult:
     node: str
     running: bool
     changed: bool = False
+    disks: tuple[DiskIdentity, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

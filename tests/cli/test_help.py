@@ -72,7 +72,7 @@ FLAGS = {
         *("--compress", "--chunk-size", "--verify", "--profile"),
         *PATH_FLAGS,
     ],
-    "guest": ["--shutdown-timeout", "--move"],
+    "guest": ["--shutdown-timeout", "--move", "--disks"],
     "fleet": [],
     "inspect": ["--zero-fill", "--svg"],
     "certs": ["--dir", "--cluster", "--role", "--dns", "--days", "--force"],

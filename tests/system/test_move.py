@@ -284,6 +284,17 @@ def test_an_import_that_fails_there_fails_the_move(move: Move) -> None:
     move.check_as_before()
 
 
+def test_a_disk_that_both_clusters_reach_is_not_overwritten(move: Move) -> None:
+    move.disks_there[1] = move.disks_here[1]
+    move.configure_west()
+    before = move.disks_here[1].read_bytes()
+    said = move.run("--force", code=3)
+    assert "a disk there has the place, the size and the beginning of disk 1 here, and would be overwritten" in said
+    assert "diskhaul: import:" not in said
+    assert move.disks_here[1].read_bytes() == before
+    move.check_as_before()
+
+
 def test_an_import_that_is_not_said_to_be_one_fails_the_move(move: Move) -> None:
     move.tell("fake.import", '{"exit_code": 0}')
     assert "its answer is about another export" in move.run(code=3)

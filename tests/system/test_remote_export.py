@@ -417,3 +417,21 @@ def run(command: list[str], lab: Lab, *, code: int) -> str:
     done = subprocess.run(command, env=lab.environment(), capture_output=True, text=True, timeout=LIMIT_S, cwd=lab.path)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_a_receiver_that_is_at_work_keeps_its_state_and_what_others_left_is_swept(clusters: TwoClusters) -> None:
+    """Also once what it was given counts no more, as after a day of receiving, and before an export has begun."""
+    reception = clusters.receive()
+    state = clusters.west_dir / "state" / "remote"
+    (place,) = (state / "receiving").iterdir()
+    left = state / "receiving" / ("0" * 32)
+    left.mkdir()
+    (left / "session").touch()
+    (state / "taken" / place.name).unlink()
+    other = clusters.receive("--instance-name", NEW_NAME)
+    assert not left.exists()
+    assert place.exists()
+    clusters.export(other.destination)
+    clusters.export(reception.destination)
+    assert (reception.ended()[0], other.ended()[0]) == (0, 0)
+    assert list((state / "receiving").iterdir()) == []

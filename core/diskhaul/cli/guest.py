@@ -29,10 +29,16 @@ ACTIONS = ("status", "start", "stop")
     metavar="RUN_ID",
     help="start, stop: on behalf of this move from another cluster. After a stop, a start with the same id is refused.",
 )
+@click.option(
+    "--disks",
+    cls=Option,
+    is_flag=True,
+    help="status, with --json: of each disk of a guest that is down, where it is, its size, and a digest of its first MiB.",
+)
 @common_options(hidden=True)
 @click.pass_obj
 def guest_command(
-    invocation: Invocation, action: str, instance: str, shutdown_timeout_s: float | None, move: str | None
+    invocation: Invocation, action: str, instance: str, shutdown_timeout_s: float | None, move: str | None, disks: bool
 ) -> Answer:
     """Ask whether the guest of INSTANCE runs, start it, or stop it.
 
@@ -55,6 +61,7 @@ def guest_command(
         config=invocation.cluster(),
         shutdown_timeout_s=120.0 if shutdown_timeout_s is None else shutdown_timeout_s,
         move=move,
+        disks=disks,
         on_event=invocation.on_event,
         cancel=invocation.cancel,
     )

@@ -15,12 +15,14 @@ from ..names import expand_name, name_problem, printable
 from ..options import MAX_TIMEOUT_S
 from ..records import GuestResult
 from .base import LockLevel, Operation, RunContext, Timeouts
+from .disk_identity import disk_identities
 from .guest import GuestKeeper, guest_call, guest_runs
 from .moving import being_moved
 from .plugin_answers import problems_from
 
 Action = Literal["status", "start", "stop"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
+_LOOK_S = 30.0  # for one disk
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -48,10 +50,14 @@ class GuestOperation(Operation[GuestResult]):
         shutdown_timeout_s: float,
         lock_timeout_s: float,
         move: str | None = None,
+        disks: bool = False,
     ) -> None:
-        """With `move`, the id of the run at another cluster on whose behalf the guest is started or stopped."""
+        """With `move`, the id of the run at another cluster on whose behalf the guest is started or stopped.
+
+        With `disks`, a status says of a guest that is down what its disks are.
+        """
         super().__init__(context)
-        self._move = move
+        self._move, self._disks = move, disks
         self._action, self._asked, self._shutdown_s = action, instance, shutdown_timeout_s
         self.timeouts = Timeouts(lock_s=lock_timeout_s)
         self.instance: Instance
@@ -67,6 +73,8 @@ class GuestOperation(Operation[GuestResult]):
             problems.append(f"action {printable(str(self._action))}: one of {', '.join(ACTIONS)}")
         if self._move is not None and self._action == "status":
             problems.append("move: only for start and stop")
+        if self._disks and self._action != "status":
+            problems.append("disks: only for status")
         if self._move is not None and not _RUN_ID.fullmatch(self._move):
             problems.append(f"move {printable(self._move)}: is not the id of a run")
         if not 0 <= self._shutdown_s <= MAX_TIMEOUT_S:
@@ -122,6 +130,7 @@ class GuestOperation(Operation[GuestResult]):
             node=self.node.name,
             running=running,
             changed=running != before,
+            disks=disk_identities(self.host, self.instance, limit_s=_LOOK_S) if self._disks and not running else (),
             warnings=tuple(feedback.warnings),
         )
 

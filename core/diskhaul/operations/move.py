@@ -25,6 +25,7 @@ from ..remote.keys import RemoteKeys
 from ..remote.other_side import OtherReception, OtherSide, OtherSideError
 from ..remote.secret import read_secret
 from .base import Operation, RunContext
+from .disk_identity import disk_identities, same_disks
 from .export_disks import ExportDisks
 from .export_task import ExportTask
 from .guest import guest_runs
@@ -288,6 +289,8 @@ class _MovingExport(RemoteExportOperation):
         try:
             self._store.farewell()
             self._reception.finish(ANSWER_S)
+            if self._move.request.force:
+                self._check_not_shared()
             self._import(export, named)
             self.locks.check()
             disks.check_untouched()
@@ -312,6 +315,23 @@ class _MovingExport(RemoteExportOperation):
                 )
             raise
         disks.undone(taking_back)
+
+    def _check_not_shared(self) -> None:
+        """What is overwritten there must not be what lies here: storage that both clusters reach. The guest is down at both.
+
+        Raises:
+            OperationFailedError: it may be.
+        """
+        asked = ("guest", "status", self.target_instance, "--disks")
+        there = self._side.ask(*asked, limit_s=ANSWER_S, token=self.token)
+        if there.get("instance") != self.target_instance or there.get("running") is not False:
+            raise self._side.no_answer(" ".join(asked), f"it does not say that {self.target_instance} is down")
+        here = disk_identities(self.host, self.instance, limit_s=self.options.stall_timeout_s)
+        if same := same_disks(here, there.get("disks")):
+            raise OperationFailedError(
+                f"{'; '.join(same)}, and would be overwritten: if it is the same disk, nothing is to be moved; if it is a copy, "
+                f"as of an earlier move, remove it at cluster {self._side.name} first"
+            )
 
     def _import(self, export: ExportRecord, named: str) -> None:
         request = self._move.request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import shutil
 import threading
@@ -160,6 +162,10 @@ class ReceiveOperation(Operation[ReceiveResult]):
     def execute(self, feedback: Feedback) -> ReceiveResult:
         now = datetime.now(UTC)
         self._sweep(now)
+        with self._at_work():
+            return self._receive(now, feedback)
+
+    def _receive(self, now: datetime, feedback: Feedback) -> ReceiveResult:
         receiver = self._listening(now)
         try:
             with self._serving(receiver):
@@ -195,11 +201,52 @@ class ReceiveOperation(Operation[ReceiveResult]):
         return self.cluster.state_dir / "remote" / "receiving"
 
     def _sweep(self, now: datetime) -> None:
-        """Forget what has expired, and the state of receivers that were killed."""
+        """Forget what has expired, and the state of receivers that were killed before an export began.
+
+        One may be at work for longer than what it was given counts: it holds its directory's lock. And what the journal
+        names is left to `recover`.
+        """
         self._taken.sweep(now)
+        noted = {note.data.get("receiving") for run in self.context.journal.unfinished() for note in run.notes}
         for place in self._receiving.glob("*"):
-            if not self._taken.has(place.name):
+            if place.name in noted:
+                continue
+            try:
+                lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(place, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(lock)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the lock of the directory that the receiver keeps its state in, which is made for that.
+
+        Raises:
+            RefusedError: somebody else receives this export.
+            StorageError: it cannot be made.
+        """
+        place = self._receiving / self._prepared.id
+        while True:
+            try:
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # it was swept at that moment
+            except OSError as error:
+                raise StorageError(f"{place}: cannot be made: {error.strerror}", path=str(place)) from error
+            try:
+                _lock(lock)
+                if _is_still(place, lock):
+                    yield
+                    return
+            finally:
+                os.close(lock)
 
     def _listening(self, now: datetime) -> RemoteReceiver:
         terms, self._certificate = self._terms(now)
@@ -315,6 +362,22 @@ class ReceiveOperation(Operation[ReceiveResult]):
         receiver.drop(self._export_id)
         self.context.journal.strike(self._note)
         self.context.journal.finish(self.context.run_id)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RefusedError(TAKEN) from None
+
+
+def _is_still(place: Path, descriptor: int) -> bool:
+    """Whether an open directory still lies at `place`."""
+    try:
+        found = os.lstat(place)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))
 
 
 def _store_problems(store: ExportStore, instance: str) -> list[str]:

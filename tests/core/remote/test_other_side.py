@@ -127,6 +127,50 @@ def test_what_a_command_leaves_behind_keeps_nobody_waiting(side: Side, tmp_path:
         os.kill(int(file.read_text()), signal.SIGKILL)
 
 
+def test_what_a_command_started_is_ended_with_it_also_when_it_has_ended_itself(side: Side, tmp_path: Path) -> None:
+    """Its output is still open then, and what it started would go on."""
+    file = tmp_path / "pid"
+    reception = side(f"cat; sleep 1000 & echo $! > {file}.new; mv {file}.new {file}; exit 3").receive({"a": 1}, limit_s=LIMIT_S)
+    with pytest.raises(OtherSideError, match="receive: ended with exit code 3"):
+        reception.finish(LIMIT_S)
+    assert gone(file)
+
+
+def test_a_reception_whose_output_is_held_open_ends_with_it(side: Side, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    reception = side(f"cat; setsid sleep 1000 & echo $! > {file}; exit 0").receive({"a": 1}, limit_s=LIMIT_S)
+    try:
+        reception.finish(LIMIT_S)
+    finally:
+        os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def test_an_answer_without_end_is_bounded(side: Side, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    with pytest.raises(OtherSideError, match="cluster west answers more than 4194304 bytes"):
+        side(f"echo $$ > {file}; exec cat /dev/zero").ask("guest", limit_s=LIMIT_S)
+    assert gone(file)
+    with pytest.raises(OtherSideError, match=r"cluster west: guest: .*the end"):
+        side("head -c 20000000 /dev/zero | tr '\\0' 'x' >&2; echo >&2; echo the end >&2; exit 3").ask("guest", limit_s=LIMIT_S)
+
+
+def test_a_reception_is_read_all_the_time_and_never_written_to_for_ever(side: Side, tmp_path: Path) -> None:
+    many = "head -c 3000000 /dev/zero | tr '\\0' 'x'"
+    reception = side(f"cat; {many} >&2; {many}; exit 0").receive({"a": 1}, limit_s=LIMIT_S)
+    reception.finish(LIMIT_S)
+    file = tmp_path / "pid"
+    with pytest.raises(OtherSideError, match="does not answer within"):
+        side(f"echo $$ > {file}; exec sleep 1000").receive({"x": "y" * 1_000_000}, limit_s=0.5)
+    assert gone(file)
+
+
+def test_a_reception_that_closes_its_output_and_goes_on_is_told(side: Side, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    with pytest.raises(OtherSideError, match="does not answer within"):
+        side(f"echo $$ > {file}; exec >&- 2>&-; exec sleep 1000").receive({"a": 1}, limit_s=0.5)
+    assert gone(file)
+
+
 def test_a_reception_gives_its_destination_and_then_its_end(side: Side) -> None:
     script = """read -r line; echo "$line" | sed 's/sent/came/'; exec >&-; sleep 0.2; exit 0"""
     reception = side(script).receive({"what": "sent"}, "--node", "gamma", limit_s=LIMIT_S)
