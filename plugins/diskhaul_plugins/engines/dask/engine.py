@@ -408,11 +408,8 @@ class _Call:
                 self._last_seen = time.monotonic()
             elif self._stopping is not None and not self._begun:
                 self._stop_waiting()
-        except (
-            OSError,
-            ValueError,
-        ):  # the scheduler does not answer: so does the node not. ValueError is what Tornado raises for a
-            pass  # connection that goes while it becomes TLS
+        except (OSError, ValueError):  # ValueError: Tornado's, when a connection goes while TLS is made of it
+            pass  # the scheduler does not answer: so does the node not
         now = self._looked = time.monotonic()
         if now - self._last_seen > self._settings.node_timeout_s:
             self._take_back()
