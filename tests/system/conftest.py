@@ -318,7 +318,7 @@ def _children() -> list[str]:
                 continue
             fields = text[text.rindex(")") + 2 :].split()
             if int(fields[1]) == os.getpid():
-                found.append(text[: text.rindex(")") + 3])
+                found.append(text[: text.rindex(")") + 1] + (" zombie" if fields[0] == "Z" else ""))
     return sorted(found)
 
 
