@@ -213,8 +213,8 @@ def test_a_byte_that_changed_in_the_store_is_found_and_named(lab: Lab) -> None:
 
 _MOMENTS = {
     "when it has said that it began": ("after", "PUT", "/begun"),
-    "before an upload is begun": ("before", "POST", "?uploads="),
-    "when an upload was begun, and is not noted": ("after", "POST", "?uploads="),
+    "before an upload is begun": ("before", "POST", ".raw.zst?uploads="),
+    "when an upload was begun, and is not noted": ("after", "POST", ".raw.zst?uploads="),
     "when an upload is noted": ("after", "PUT", "/upload-"),
     "before the first part": ("before", "PUT", "partNumber=1&"),
     "after the third part": ("after", "PUT", "partNumber=3&"),
