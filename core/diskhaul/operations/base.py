@@ -23,7 +23,8 @@ from ..events import LockWaiting, OperationFinished
 from ..feedback import EventListener, Feedback
 from ..host import PluginHost
 from ..journal import Journal
-from ..model import Cluster, Node
+from ..model import Cluster, Instance, Node
+from ..names import expand_name
 from .plugin_answers import problems_from
 
 if TYPE_CHECKING:
@@ -189,6 +190,19 @@ class Operation(Generic[R]):
 
     def expand_names(self) -> None:
         """Turn short names into full ones."""
+
+    def instance_and_node(self, asked: str) -> tuple[Instance, Node]:
+        """The instance that `asked` means, and the node it lives on; for `expand_names`.
+
+        Raises:
+            RefusedError: it is unknown, or its node is.
+        """
+        inventory = self.host.inventory()
+        instances, nodes = inventory.instances(), inventory.nodes()
+        instance = instances[expand_name("instance", asked, instances)]
+        if instance.node not in nodes:
+            raise RefusedError(f"instance {instance.name}: its node {instance.node!r} is unknown")
+        return instance, nodes[instance.node]
 
     def declare_locks(self, level: LockLevel) -> Mapping[str, LockMode]:
         """Say which locks of `level` are needed; the levels above are held by now."""

@@ -11,7 +11,7 @@ from ..errors import GuestError, RefusedError
 from ..events import GuestChanged
 from ..feedback import Feedback
 from ..model import Instance, Node
-from ..names import expand_name, name_problem, printable
+from ..names import name_problem, printable
 from ..options import MAX_TIMEOUT_S
 from ..records import GuestResult
 from .base import LockLevel, Operation, RunContext, Timeouts
@@ -83,12 +83,7 @@ class GuestOperation(Operation[GuestResult]):
             raise RefusedError(problems)
 
     def expand_names(self) -> None:
-        inventory = self.host.inventory()
-        instances, nodes = inventory.instances(), inventory.nodes()
-        self.instance = instances[expand_name("instance", self._asked, instances)]
-        if self.instance.node not in nodes:
-            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
-        self.node = nodes[self.instance.node]
+        self.instance, self.node = self.instance_and_node(self._asked)
 
     def home(self) -> Node:
         return self.node

@@ -16,7 +16,7 @@ from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFa
 from ..events import Event, OperationFinished
 from ..feedback import Feedback
 from ..model import Instance, Nic, Node
-from ..names import expand_name, name_problem
+from ..names import name_problem
 from ..option_checks import compression_problems, option_problems
 from ..options import ExportOptions
 from ..records import ExportRecord, ExportResult, MoveResult, PrepareResult
@@ -115,12 +115,7 @@ class MoveOperation(Operation[MoveResult]):
             raise RefusedError(problems)
 
     def expand_names(self) -> None:
-        inventory = self.host.inventory()
-        instances, nodes = inventory.instances(), inventory.nodes()
-        self.instance = instances[expand_name("instance", self._asked, instances)]
-        if self.instance.node not in nodes:
-            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
-        self.source = nodes[self.instance.node]
+        self.instance, self.source = self.instance_and_node(self._asked)
 
     def home(self) -> Node:
         return self.source

@@ -11,7 +11,7 @@ from ..certificates import make_self_signed
 from ..errors import RefusedError
 from ..feedback import Feedback
 from ..model import Instance, Node
-from ..names import expand_name, name_problem
+from ..names import name_problem
 from ..records import PrepareResult
 from ..remote.envelope import LIFE, MAX_DISKS
 from ..remote.keys import RemoteKeys
@@ -49,12 +49,7 @@ class PrepareOperation(Operation[PrepareResult]):
             raise RefusedError(problem)
 
     def expand_names(self) -> None:
-        inventory = self.host.inventory()
-        instances, nodes = inventory.instances(), inventory.nodes()
-        self.instance = instances[expand_name("instance", self._asked, instances)]
-        if self.instance.node not in nodes:
-            raise RefusedError(f"instance {self.instance.name}: its node {self.instance.node!r} is unknown")
-        self.source = nodes[self.instance.node]
+        self.instance, self.source = self.instance_and_node(self._asked)
 
     def home(self) -> Node:
         return self.source

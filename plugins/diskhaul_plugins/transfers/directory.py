@@ -43,6 +43,7 @@ from diskhaul.options import DirectIO
 
 from ..storages.raw import BLOCK_SIZE, RawReader, storage_error
 from . import beneath
+from .checked_names import check_export_id, check_instance_name
 from .direct import DirectWrites
 from .identity import keep_identity, read_identity
 from .sharing import can_clone, clone_whole
@@ -144,8 +145,8 @@ class DirectoryStore(ExportStore):
                 return False  # a filesystem without reflinks, or without files that have no name: not worth a reason
 
     def amend(self, instance: str, export_id: str, files: Mapping[str, Sequence[Buffer]], manifest: bytes, /) -> None:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         place = self._place(instance, export_id)
         for name in files:
             if not beneath.is_single(name) or name in (MANIFEST, _MANIFEST_BEING_WRITTEN):
@@ -192,8 +193,8 @@ class DirectoryStore(ExportStore):
             return sorted(export_id for export_id in found if export_id)
 
     def begin(self, instance: str, export_id: str, /) -> DirectoryWriter:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         return self._begin(instance, export_id, attempts=5)
 
     def resume(self, instance: str, export_id: str, kept: Sequence[KeptFile]) -> DirectoryWriter:
@@ -204,8 +205,8 @@ class DirectoryStore(ExportStore):
         Raises:
             StorageError: it is not there, or a file of `kept` is not, or is shorter than it was.
         """
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         with self._instance(instance) as directory:
             if directory is None:
                 raise StorageError(f"{self._place(instance, export_id)}: does not exist", path=self._place(instance))
@@ -240,7 +241,7 @@ class DirectoryStore(ExportStore):
         Raises:
             StorageError: it cannot be.
         """
-        _check_instance_name(instance)
+        check_instance_name(instance)
         with self._instance(instance) as directory:
             if directory is not None:
                 try:
@@ -249,8 +250,8 @@ class DirectoryStore(ExportStore):
                     raise storage_error("make durable", self._place(instance), error) from error
 
     def open(self, instance: str, export_id: str, /) -> DirectoryReader:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         place = self._place(instance, export_id)
 
         def enter() -> int:
@@ -262,11 +263,11 @@ class DirectoryStore(ExportStore):
         return DirectoryReader(place, enter)
 
     def remove(self, instance: str, export_id: str, /) -> None:
-        _check_export_id(export_id)
+        check_export_id(export_id)
         self._remove(instance, export_id, visible=True)
 
     def remove_partial(self, instance: str, export_id: str, /) -> None:
-        _check_export_id(export_id)
+        check_export_id(export_id)
         self._remove(instance, export_id, visible=False)
 
     def _remove(self, instance: str, export_id: str, *, visible: bool) -> None:
@@ -323,7 +324,7 @@ class DirectoryStore(ExportStore):
     @contextmanager
     def _instance(self, instance: str) -> Iterator[int | None]:
         """A descriptor of the instance's directory, or None when it has none here."""
-        _check_instance_name(instance)
+        check_instance_name(instance)
         with self._root() as root:
             directory = beneath.find_below(root, instance, self._place(instance))
         try:
@@ -761,17 +762,6 @@ class DirectoryWriter(ExportWriter):
 
 
 # --- exports in a directory ---------------------------------------------------------------------------------------------
-
-
-def _check_export_id(export_id: str) -> None:
-    if not is_export_id(export_id):
-        raise StorageError(f"{printable(export_id)} is not an export id", path=printable(export_id))
-
-
-def _check_instance_name(instance: str) -> None:
-    problem = name_problem("instance", instance)
-    if problem:
-        raise StorageError(problem, path=printable(instance))
 
 
 def _after(parts: list[memoryview], written: int) -> list[memoryview]:

@@ -14,6 +14,7 @@ from diskhaul.formats.export_id import is_export_id, parse_partial, partial_name
 from diskhaul.names import name_problem, printable
 
 from ..beneath import is_single
+from ..checked_names import check_export_id, check_instance_name
 from .bucket import Bucket, Found
 from .credentials import Credentials
 from .faults import GivenUpError, RequestError, patiently
@@ -123,7 +124,7 @@ class ObjectStore(ExportStore):
         return sorted(export_id for export_id, objects in self._surveyed(instance).items() if not objects.published)
 
     def _surveyed(self, instance: str) -> dict[str, _Objects]:
-        _check_instance_name(instance)
+        check_instance_name(instance)
         try:
             return self._survey(instance)
         except RequestError as fault:
@@ -152,13 +153,13 @@ class ObjectStore(ExportStore):
     # --- making, reading, removing ----------------------------------------------------------------------------------------
 
     def begin(self, instance: str, export_id: str, /) -> ObjectWriter:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         return ObjectWriter(self, instance, export_id)
 
     def open(self, instance: str, export_id: str, /) -> ObjectReader:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         location, prefix = self._place.location(instance, export_id), self._place.key(instance, export_id)
         try:
             self._bucket.head(f"{prefix}/{MANIFEST}")
@@ -169,8 +170,8 @@ class ObjectStore(ExportStore):
         return ObjectReader(self._bucket, location, prefix, self.failed, lambda: None)
 
     def remove(self, instance: str, export_id: str, /) -> None:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         try:
             self._bucket.delete([self._place.key(instance, export_id, MANIFEST)])  # from here on it is not listed
             self.drop(instance, export_id)
@@ -178,8 +179,8 @@ class ObjectStore(ExportStore):
             raise self.failed(fault, "remove it completely", self._place.location(instance, export_id)) from fault
 
     def remove_partial(self, instance: str, export_id: str, /) -> None:
-        _check_export_id(export_id)
-        _check_instance_name(instance)
+        check_export_id(export_id)
+        check_instance_name(instance)
         try:
             objects = self._survey(instance).get(export_id, _Objects())
             if objects.begun:  # whoever is about to publish it has to see that it is taken away
@@ -454,14 +455,3 @@ class ObjectWriter(RetryingExportWriter):
     def _check_open(self) -> None:
         if not self._open:
             raise StorageError(f"{self.location}: is no longer being written", path=self.location)
-
-
-def _check_export_id(export_id: str) -> None:
-    if not is_export_id(export_id):
-        raise StorageError(f"{printable(export_id)} is not an export id", path=printable(export_id))
-
-
-def _check_instance_name(instance: str) -> None:
-    problem = name_problem("instance", instance)
-    if problem:
-        raise StorageError(problem, path=printable(instance))
