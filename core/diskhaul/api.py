@@ -606,6 +606,24 @@ class DirectStoreFile(StoreFile, Protocol):
 
 
 @runtime_checkable
+class DigestingStoreFile(StoreFile, Protocol):
+    """A `StoreFile` that digests where its bytes lie what was appended to it, while more is appended.
+
+    Files need not have this. Those that do are checked while the rest of the disk is being sent, as a `DirectStoreFile` is, and
+    what was stored need not travel for that.
+    """
+
+    @property
+    def settled(self) -> int:
+        """How many bytes from the file's beginning have been appended and can be digested by now; only grows."""
+        ...
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        """BLAKE3 (32 bytes) of a range that has settled, read from the medium where that can be had; as a `DigestingReader`'s."""
+        ...
+
+
+@runtime_checkable
 class MovingStoreFile(StoreFile, Protocol):
     """A `StoreFile` whose `write`, `append` or `finish` may take long although the file moves on.
 

@@ -459,13 +459,20 @@ def test_what_functions_tell_leaves_nothing_at_the_scheduler(engine: DaskEngine,
         sizes: dict[str, int] = on_scheduler(engine, table_sizes)
         return sizes
 
-    look()
+    def work() -> None:
+        for _ in range(4):
+            for _ in range(20):
+                assert engine.run_linked(node, counting, 30, on_message=print, token=CancellationToken()) == "done"
+            dask_engine.disconnect()
+
+    work()  # what is made once and kept is there after that
     before = look()
-    for _ in range(4):
-        for _ in range(20):
-            assert engine.run_linked(node, counting, 30, on_message=print, token=CancellationToken()) == "done"
-        dask_engine.disconnect()
-    assert look() == before
+    work()
+
+    def grown() -> dict[str, int]:
+        return {name: size for name, size in look().items() if size > before.get(name, 0)}
+
+    wait_until(lambda: not grown())  # a connection that was closed is in a table for a moment
 
 
 @pytest.mark.parametrize("broker", [{}, {"_broker": object()}], ids=["no broker", "a broker without topics"])

@@ -1,7 +1,7 @@
 """Reading back what a store has on its medium already, while the rest of the disk is still being sent.
 
 The medium is then read while the CPUs compress, and little is left to be read back in the end. Works for files that are a
-`diskhaul.api.DirectStoreFile`; of others nothing is checked here, and all of it afterwards.
+`diskhaul.api.DirectStoreFile` or `diskhaul.api.DigestingStoreFile`; of others nothing is checked here, and all of it afterwards.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..api import DirectStoreFile, StoreFile
+from ..api import DigestingStoreFile, DirectStoreFile, StoreFile
 from ..errors import StorageError
-from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest
+from ..formats.chunk_table import STORED_DIGEST_LENGTH, ChunkTable, chunk_digest, stored_digest
+from .source import digest_there
 from .workers import Scratch
 
 _PAGE = 4096  # what is read back begins and ends at
@@ -42,7 +43,9 @@ class EarlyCheck:
 
     def __init__(self, file: StoreFile, table: ChunkTable, label: str) -> None:
         self.checked = bytearray(table.count)
-        self._file = file if isinstance(file, DirectStoreFile) else None
+        self._file = file if isinstance(file, DirectStoreFile | DigestingStoreFile) else None
+        self._one_at_a_time = isinstance(file, DigestingStoreFile)  # whose thread waits for another node, and does nothing else
+        self._checking = 0  # batches that have been taken
         self._table, self._label = table, label
         self._waiting: deque[StoredFrame] = deque()
         self._lock = threading.Lock()
@@ -59,42 +62,56 @@ class EarlyCheck:
             return ()
         settled = self._file.settled
         with self._lock:
-            if not self._waiting or settled - self._waiting[0].offset < _BATCH:
+            if not self._waiting or settled - self._waiting[0].offset < _BATCH or (self._one_at_a_time and self._checking):
                 return ()
             frames: list[StoredFrame] = []
             limit = self._waiting[0].offset + _BATCH
             while self._waiting and self._waiting[0].end <= settled and (self._waiting[0].end <= limit or not frames):
                 frames.append(self._waiting.popleft())
+            self._checking += bool(frames)
             return frames
 
-    def check(self, frames: Sequence[StoredFrame], scratch: Scratch) -> int:
-        """Read `frames` back and compare them; return how many bytes were read.
+    def check(self, frames: Sequence[StoredFrame], scratch: Scratch) -> None:
+        """Read back `frames`, which `take` has given, and compare them.
 
         Raises:
             StorageError: they cannot be read, or are not what was stored.
         """
-        assert self._file is not None
+        try:
+            if isinstance(self._file, DirectStoreFile):
+                self._check_here(self._file, frames, scratch)
+            elif self._file is not None:
+                self._check_there(self._file, frames)
+        finally:
+            with self._lock:
+                self._checking -= 1
+
+    def _check_here(self, file: DirectStoreFile, frames: Sequence[StoredFrame], scratch: Scratch) -> None:
         begin, end = frames[0].offset - frames[0].offset % _PAGE, frames[-1].end + -frames[-1].end % _PAGE
         view = scratch.buffer(end - begin)
-        if not self._file.read_back(begin, view):
-            return 0
-        with scratch.computing:
-            for frame in frames:
-                stored = view[frame.offset - begin : frame.end - begin]
-                if stored_digest(stored) != self._table.stored_digest(frame.index):
-                    raise self._damaged(frame.index)
-                self.checked[frame.index] = 1
-        return end - begin
+        if file.read_back(begin, view):
+            with scratch.computing:
+                for frame in frames:
+                    self._compare(frame, stored_digest(view[frame.offset - begin : frame.end - begin]))
 
-    def check_raw(self, index: int, view: memoryview, scratch: Scratch) -> int:
-        """Read chunk `index`, which has just been written as it is, back into `view` and compare it; as `check`."""
-        if self._file is None or len(view) % _PAGE or not self._file.read_back(index * self._table.chunk_size, view):
-            return 0
-        with scratch.computing:
-            if chunk_digest(view) != self._table.digest(index):
-                raise self._damaged(index)
-        self.checked[index] = 1
-        return len(view)
+    def _check_there(self, file: DigestingStoreFile, frames: Sequence[StoredFrame]) -> None:
+        for frame in frames:
+            self._compare(frame, digest_there(file, self._label, frame.offset, frame.length)[:STORED_DIGEST_LENGTH])
+
+    def _compare(self, frame: StoredFrame, digest: bytes) -> None:
+        if digest != self._table.stored_digest(frame.index):
+            raise self._damaged(frame.index)
+        self.checked[frame.index] = 1
+
+    def check_raw(self, index: int, view: memoryview, scratch: Scratch) -> None:
+        """Read chunk `index`, which has just been written as it is, back into `view` and compare it; raises as `check`."""
+        if not isinstance(self._file, DirectStoreFile) or len(view) % _PAGE:
+            return
+        if self._file.read_back(index * self._table.chunk_size, view):
+            with scratch.computing:
+                if chunk_digest(view) != self._table.digest(index):
+                    raise self._damaged(index)
+            self.checked[index] = 1
 
     def _damaged(self, index: int) -> StorageError:
         offset = self._table.chunk_offset(index)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import diskhaul_native as native
 
-from ..api import DigestingReader, DiskReader, DiskWriter, Extent, ExtentKind, FreeExtents
+from ..api import DigestingReader, DigestingStoreFile, DiskReader, DiskWriter, Extent, ExtentKind, FreeExtents
 from ..errors import DiskhaulError, StorageError
 from ..formats.chunk_table import DIGEST_LENGTH
 from ..options import DirectIO
@@ -84,17 +84,7 @@ class Source:
 
     def range_digest(self, offset: int, length: int) -> bytes | None:
         """BLAKE3 of a range where the reader finds it without handing out the bytes, else None."""
-        if not isinstance(self.reader, DigestingReader):
-            return None
-        try:
-            found = self.reader.range_digest(offset, length)
-        except DiskhaulError:
-            raise
-        except Exception as error:  # as in `fill`
-            raise self._failure("digest", offset, error) from error
-        if not isinstance(found, bytes) or len(found) != DIGEST_LENGTH:
-            raise StorageError(f"{self.label}: no digest came for offset {offset}", path=self.label, offset=offset)
-        return found
+        return digest_there(self.reader, self.label, offset, length) if isinstance(self.reader, DigestingReader) else None
 
     def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
         """Read `length` bytes from `offset` on into the thread's buffer; the view is valid until that is used again.
@@ -201,8 +191,29 @@ class Source:
                 pass  # what was read has been read; a failure here must neither hide another one nor keep other disks open
 
     def _failure(self, doing: str, offset: int, error: Exception) -> StorageError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return StorageError(f"{self.label}: cannot {doing} it at offset {offset}: {reason}", path=self.label, offset=offset)
+        return _failure(self.label, doing, offset, error)
+
+
+def digest_there(file: DigestingReader | DigestingStoreFile, label: str, offset: int, length: int) -> bytes:
+    """BLAKE3 of a range of `file`, which messages call `label`, found where its bytes lie.
+
+    Raises:
+        StorageError: it cannot be had.
+    """
+    try:
+        found = file.range_digest(offset, length)
+    except DiskhaulError:
+        raise
+    except Exception as error:  # as in `Source.fill`
+        raise _failure(label, "digest", offset, error) from error
+    if not isinstance(found, bytes) or len(found) != DIGEST_LENGTH:
+        raise StorageError(f"{label}: no digest came for offset {offset}", path=label, offset=offset)
+    return found
+
+
+def _failure(label: str, doing: str, offset: int, error: Exception) -> StorageError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return StorageError(f"{label}: cannot {doing} it at offset {offset}: {reason}", path=label, offset=offset)
 
 
 def close_sources(sources: Sequence[Source], stalled: PipelineStalledError | None) -> None:

@@ -58,6 +58,12 @@ class RawReader:
     def size(self) -> int:
         return self._size
 
+    def measure(self) -> None:
+        """Take the size that a regular file has now."""
+        status = os.fstat(self.fileno())
+        if stat.S_ISREG(status.st_mode):
+            self._size = status.st_size
+
     @property
     def path(self) -> str:
         """What messages call it."""

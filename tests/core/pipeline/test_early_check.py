@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from diskhaul.api import Buffer
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import StorageError
+from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.formats.codec import codec_for
 from diskhaul.options import PathOptions
 from diskhaul.pipeline.meter import Meter
@@ -65,6 +66,30 @@ class Medium:
     def close(self) -> None: ...
 
 
+class DistantMedium(Medium):
+    """One that is not read but digests, and counts who asks at the same time."""
+
+    use_direct_io = read_back = None  # type: ignore[assignment]  # it has none
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking = self.most_asking = 0
+        self.answer: Callable[[bytes], object] = chunk_digest
+
+    def range_digest(self, offset: int, length: int, /) -> object:
+        assert offset + length <= self.settled
+        with self._lock:
+            self.read.append((offset, length))
+            self.asking += 1
+            self.most_asking = max(self.most_asking, self.asking)
+            found = self.content[offset : offset + length]
+        if self.rot_at is not None and offset <= self.rot_at < offset + length:
+            found[self.rot_at - offset] ^= 1
+        with self._lock:
+            self.asking -= 1
+        return self.answer(bytes(found))
+
+
 def send(disk: MemoryDisk, medium: Medium, compress: str = "zstd", *, early: bool = True, chunk: int = MIB) -> SendJob:
     job = SendJob(
         Source(disk, "disk 0"),
@@ -88,6 +113,41 @@ def test_most_frames_are_checked_while_the_disk_is_sent_and_none_twice(compress:
     assert sum(job.checked) >= 20  # 32 chunks, and what is less than a batch is left
     assert len(medium.read) <= 11  # of three frames or four
     assert sum(length for _, length in medium.read) < len(medium.content) + len(medium.read) * 2 * PAGE
+
+
+@pytest.mark.parametrize("compress", ["zstd", "gzip"])
+def test_frames_are_digested_where_they_lie_while_the_disk_is_sent_by_one_thread_at_a_time(compress: str) -> None:
+    medium = DistantMedium()
+    job = send(MemoryDisk(os.urandom(32 * MIB)), medium, compress)
+    assert job.error is None
+    assert sum(job.checked) == len(medium.read) >= 8
+    assert medium.most_asking == 1
+
+
+def test_what_is_digested_as_something_else_fails_the_disk_with_the_offset() -> None:
+    medium = DistantMedium()
+    medium.rot_at = MIB + MIB // 2
+    job = send(MemoryDisk(os.urandom(32 * MIB)), medium)
+    assert isinstance(job.error, StorageError)
+    assert "not what was written" in str(job.error)
+    assert job.error.offset == MIB
+
+
+@pytest.mark.parametrize("nonsense", [None, b"", b"x" * 33, "text"])
+def test_an_answer_that_is_no_digest_fails_the_disk(nonsense: object) -> None:
+    medium = DistantMedium()
+    medium.answer = lambda found: nonsense
+    job = send(MemoryDisk(os.urandom(32 * MIB)), medium)
+    assert isinstance(job.error, StorageError)
+    assert "no digest came for offset" in str(job.error)
+
+
+def test_raw_chunks_of_a_file_that_digests_are_left_for_later() -> None:
+    medium = DistantMedium()
+    medium.content = bytearray(8 * MIB)
+    job = send(MemoryDisk(os.urandom(8 * MIB)), medium, "none")
+    assert job.error is None
+    assert not any(job.checked)
 
 
 def test_raw_chunks_are_checked_as_soon_as_they_are_written() -> None:

@@ -18,7 +18,7 @@ class Fault:
     """Where and how a connection breaks.
 
     Attributes:
-        connection: its number, from 0.
+        connection: its number among those that reached `upstream`, from 0.
         sent_by: whose records are counted.
         record: the record at which it breaks, from 0; those before it are passed on.
         inside: the bytes of that record's first half are passed on, too.
@@ -33,13 +33,20 @@ class Fault:
 
 
 class FaultyProxy:
-    """Listens on loopback and passes on to `upstream`, which may change. Attribute `struck`: how many faults came to pass."""
+    """Listens on loopback and passes on to `upstream`, which may change.
+
+    Attributes:
+        struck: how many faults came to pass.
+        connections: how many connections reached `upstream`.
+        turned_away: how many did not, since nobody listened there.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.faults: list[Fault] = []
         self.struck = 0
-        self.connections = 0
+        self.connections = self.turned_away = 0
+        self._calling = threading.Lock()  # while a fault's callable runs, nobody gets through
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._wake, self._woken = socket.socketpair()
         self._threads: list[threading.Thread] = []
@@ -67,18 +74,20 @@ class FaultyProxy:
             if self._wake in ready:
                 return
             client, _ = self._listener.accept()
+            with self._calling:
+                host, _, port = self.upstream.rpartition(":")
+                try:
+                    server = socket.create_connection((host, int(port)), 30)
+                except OSError:
+                    client.close()
+                    self.turned_away += 1
+                    continue
             number, self.connections = self.connections, self.connections + 1
-            thread = threading.Thread(target=self._pass_on, args=(client, number))
+            thread = threading.Thread(target=self._pass_on, args=(client, server, number))
             self._threads.append(thread)
             thread.start()
 
-    def _pass_on(self, client: socket.socket, number: int) -> None:
-        host, _, port = self.upstream.rpartition(":")
-        try:
-            server = socket.create_connection((host, int(port)), 30)
-        except OSError:
-            client.close()
-            return
+    def _pass_on(self, client: socket.socket, server: socket.socket, number: int) -> None:
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         faults = {fault.sent_by: fault for fault in self.faults if fault.connection == number}
@@ -101,7 +110,8 @@ class FaultyProxy:
                             self._stay_silent(end)
                             return
                         if callable(how):
-                            how()
+                            with self._calling:
+                                how()
                         for each in ends:  # both ends get a reset
                             each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                         return

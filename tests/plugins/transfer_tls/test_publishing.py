@@ -225,10 +225,9 @@ def test_a_publish_is_not_tried_again_once_the_lock_is_lost(lab: Lab, proxy: Fau
 def test_an_abort_ends_a_publish_that_is_being_tried_again(lab: Lab, proxy: FaultyProxy) -> None:
     proxy.upstream = lab.serve().address
     writer = sent(through(lab, proxy, retry_s=3600))
-    first = proxy.connections
     proxy.upstream, reachable = "127.0.0.1:1", proxy.upstream
     publishing = Publishing(writer)
-    wait_until(lambda: proxy.connections >= first + 2, "tried again")
+    wait_until(lambda: proxy.turned_away >= 2, "tried again")
     proxy.upstream = reachable
     writer.abort()
     publishing.join(LIMIT_S)

@@ -15,6 +15,7 @@ import pytest
 
 from diskhaul.api import ExportStore
 from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
+from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.testing.conformance.storages import pattern
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, content, make
 from diskhaul_plugins.transfers.tls import sessions
@@ -142,18 +143,22 @@ def test_a_stream_cut_at_any_record_is_resumed_within_one_window(
     proxy.upstream = lab.serve().address
     # All there are: of the client's as many as its chunks have and the trailer; of the server's READY and the answers.
     records = CLIENTS_FIRST + 3 * len(CHUNKS) + 1 if sent_by == "client" else SERVERS_FIRST + 1 + len(CHUNKS) + 1
-    struck = 0
-    for record in range(records):
-        proxy.connections, proxy.struck = 0, 0
+    patience = {"silence_s": 0.3, "connect_timeout_s": 0.5} if how == "silence" else {}
+
+    def cut_at(record: int) -> int:
+        """Send with a fault there; return how many came to pass."""
+        proxy.connections = proxy.struck = 0
         proxy.faults = [Fault(STREAM, sent_by, record, inside, how)]
-        store = through(lab, proxy, silence_s=0.3, connect_timeout_s=0.5 if how == "silence" else 5)
+        store = through(lab, proxy, **patience)
         file = send(store, CHUNKS)
-        struck += proxy.struck
         assert file.resent <= sum(map(len, CHUNKS))
         assert_stored(lab, b"".join(CHUNKS))
         store.remove(INSTANCE, NEW)
-    # A stream that breaks by itself, on a machine that is too busy, has another number when it is begun anew.
-    assert records - 1 <= struck <= records, "the faults have come to pass"
+        return proxy.struck
+
+    for record in range(records):
+        # A machine that is too busy is silent, too: a stream that breaks before its fault has another number afterwards.
+        assert any(cut_at(record) == 1 for _ in range(5)), f"the fault at record {record} has come to pass"
 
 
 @pytest.mark.parametrize("connection", [BEGIN, CREATE, RESTART, PUBLISH])
@@ -322,8 +327,7 @@ def test_a_receiver_that_is_killed_and_started_again_goes_on_where_it_was(
     cuts = [(STREAM, "client", 12), (STREAM + 2, "client", 100), (STREAM + 4, "server", 3), (STREAM + 6, "client", 61)]
     proxy.faults = [Fault(at, by, record, how=begin_anew) for at, by, record in cuts]  # type: ignore[arg-type]  # literals
     file = send(through(lab, proxy, window_mib=1), [whole[begin : begin + MIB // 8] for begin in range(0, len(whole), MIB // 8)])
-    # One that is stopped says goodbye before it has ended: who comes back too early is turned away, and counts as a connection.
-    assert proxy.struck == len(cuts) if number is signal.SIGKILL else proxy.struck >= 2
+    assert proxy.struck == len(cuts)
     assert file.resent <= MIB * len(cuts)
     assert_stored(lab, whole)
     assert process.end(signal.SIGTERM) == 0
@@ -344,6 +348,62 @@ def test_a_receiver_that_is_killed_while_it_answers_is_asked_again(
     send(through(lab, proxy), CHUNKS)
     assert proxy.struck == 1
     assert_stored(lab, b"".join(CHUNKS))
+
+
+def test_what_has_settled_is_digested_by_the_receiver_that_was_started_anew(
+    lab: Lab, proxy: FaultyProxy, process: Process
+) -> None:
+    proxy.upstream = process.start()
+    whole = pattern(40 * MIB)
+    writer = through(lab, proxy).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    assert isinstance(file, TlsFile)
+    file.append([whole[: 36 * MIB]])
+    wait_until(lambda: file.settled == 4 * MIB, "all but what the kernel may still be writing has settled")
+    assert file.range_digest(MIB + 5, 3 * MIB - 5) == chunk_digest(whole[MIB + 5 : 4 * MIB])
+    process.end(signal.SIGKILL)
+    proxy.upstream = process.start()
+    file.append([whole[36 * MIB :]])
+    assert file.range_digest(MIB + 5, 3 * MIB - 5) == chunk_digest(whole[MIB + 5 : 4 * MIB])
+    (stored,) = (lab.work / "beta").rglob("disk-0.raw.zst")
+    with stored.open("r+b") as medium:
+        medium.seek(2 * MIB)
+        medium.write(b"rot")
+    assert file.range_digest(MIB, 3 * MIB) != chunk_digest(whole[MIB : 4 * MIB])
+    with stored.open("r+b") as medium:
+        medium.seek(2 * MIB)
+        medium.write(whole[2 * MIB : 2 * MIB + 3])
+    file.finish()
+    writer.publish(MANIFEST)
+    assert_stored(lab, whole)
+
+
+@pytest.mark.parametrize("where", ["no receiver", "a receiver that is silent"])
+def test_giving_up_ends_a_wait_for_a_digest(lab: Lab, proxy: FaultyProxy, where: str) -> None:
+    proxy.upstream = lab.serve().address
+    file = through(lab, proxy, retry_s=3600, silence_s=3600).begin(INSTANCE, NEW).create("disk-0.raw.zst")
+    assert isinstance(file, TlsFile)
+    file.append([pattern(36 * MIB)])
+    wait_until(lambda: file.settled == 4 * MIB, "it has settled")
+    if where == "no receiver":
+        proxy.upstream = "127.0.0.1:1"
+    else:
+        proxy.faults = [Fault(proxy.connections, "client", CLIENTS_FIRST, how="silence")]
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            file.range_digest(0, MIB)
+        except DiskhaulError as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: proxy.struck == (where != "no receiver"), "it waits")
+    file.close()
+    asking.join(LIMIT_S)
+    assert not asking.is_alive()
+    assert "is closed" in str(failures)
 
 
 def test_an_export_is_not_gone_on_with_after_its_machine_went_down(

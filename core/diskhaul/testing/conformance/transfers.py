@@ -11,6 +11,7 @@ import pytest
 from diskhaul.api import (
     CloneStoreFile,
     DigestingReader,
+    DigestingStoreFile,
     DirectStoreFile,
     ExportReader,
     ExportStore,
@@ -281,6 +282,25 @@ class TransferConformance:
             if settled >= 4096 * KIB and file.read_back(settled - 4096 * KIB, buffer):
                 assert buffer == whole[settled - 4096 * KIB : settled]
         file.finish()
+        writer.publish(MANIFEST)
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+
+    def test_what_has_settled_can_be_digested_while_more_is_appended(self, store: ExportStore) -> None:
+        writer = store.begin(INSTANCE, NEW)
+        file = writer.create("disk-0.raw.zst")
+        if not isinstance(file, DigestingStoreFile):
+            writer.abort()
+            return  # it need not be
+        whole, settled = pattern(48 << 20), 0
+        for begin in range(0, len(whole), 3_000_001):
+            file.append([whole[begin : begin + 3_000_001]])
+            assert settled <= file.settled <= begin + 3_000_001
+            settled = file.settled
+            for offset, length in ((0, settled), (settled // 3, settled // 2), (max(0, settled - 4097), min(settled, 4097))):
+                assert file.range_digest(offset, length) == chunk_digest(whole[offset : offset + length])
+        file.finish()
+        with pytest.raises((DiskhaulError, OSError)):
+            file.range_digest(0, 1)
         writer.publish(MANIFEST)
         assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
 

@@ -18,69 +18,137 @@ _LINES = 2  # connections for one file: the receiver reads for one while it answ
 
 
 class TlsFileReader(DigestingReader):
-    """A file that is read through the receiver; over another connection when one breaks. Thread-safe."""
+    """A file that is read through the receiver. Thread-safe."""
 
     def __init__(self, caller: Caller, asked: Mapping[str, str], place: str) -> None:
-        self._dialler, self._asked, self._place = caller.dialler, dict(asked), place
-        first = _Line(self._dialler, self._asked, place)
-        self._seen = first.seen()
-        self._idle = [first]
-        self._closed = False
-        self._lock = threading.Lock()
-        self._turns = threading.BoundedSemaphore(_LINES)
+        self._place, self._ranges = place, FileRanges(caller, asked, place)
+        self._size = self._ranges.size()
 
     @property
     def size(self) -> int:
-        return self._seen[0]
+        return self._size
 
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        view = memoryview(buffer).cast("B")
-        with self._line(offset, len(view)) as line:
+        self._check(offset, len(buffer))
+        self._ranges.read(offset, memoryview(buffer).cast("B"))
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        self._check(offset, length)
+        return self._ranges.digest(offset, length)
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            raise StorageError(f"{self._place}: ends at {self.size}", path=self._place, offset=offset)
+
+    def close(self) -> None:
+        self._ranges.close()
+
+
+class FileRanges:
+    """Asks the receiver for ranges of one file; over another connection when one breaks. Thread-safe.
+
+    Nothing is connected to before something is asked.
+
+    Args:
+        asked: which file, as the receiver is asked for it.
+        place: what messages call it.
+        grows: it is still being sent: its size may change.
+    """
+
+    def __init__(self, caller: Caller, asked: Mapping[str, str], place: str, *, grows: bool = False) -> None:
+        self._dialler, self._asked, self._place, self._grows = caller.dialler, dict(asked), place, grows
+        self._seen: tuple[int, str] | None = None
+        self._idle: list[_Line] = []
+        self._busy: set[_Line] = set()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(_LINES)
+
+    def size(self) -> int:
+        """Of the file, when it was first asked for; raises as `read`."""
+        with self._line() as line:
+            return line.seen()[0]
+
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view`.
+
+        Raises:
+            StorageError: the receiver refuses, or this has been closed.
+            UnreachableNodeError: it does not answer for `retry_s`, or not as it may.
+        """
+        with self._line() as line:
             for begin in range(0, len(view), MAX_DATA):
                 line.ask(Kind.READ, offset + begin, Kind.BYTES, view[begin : begin + MAX_DATA])
 
-    def range_digest(self, offset: int, length: int, /) -> bytes:
+    def digest(self, offset: int, length: int) -> bytes:
+        """BLAKE3 (32 bytes) of a range; raises as `read`."""
         digest = bytearray(DIGEST_LENGTH)
-        with self._line(offset, length) as line:
+        with self._line() as line:
             line.ask(Kind.DIGEST, offset, Kind.DIGESTED, memoryview(digest), length)
         return bytes(digest)
 
     def close(self) -> None:
+        """End it; whoever waits for an answer is told so."""
+        self._closed.set()
         with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, []
+            for line in self._busy:
+                line.cut()
         for line in idle:
             line.close()
 
     @contextmanager
-    def _line(self, offset: int, length: int) -> Iterator[_Line]:
-        """A connection for one thread. That of a thread that is reading when the file is closed is closed after that."""
-        if offset + length > self.size:
-            raise StorageError(f"{self._place}: ends at {self.size}", path=self._place, offset=offset)
+    def _line(self) -> Iterator[_Line]:
+        """A connection for one thread."""
         with self._turns:
             with self._lock:
-                if self._closed:
-                    raise StorageError(f"{self._place}: is closed", path=self._place)
-                line = self._idle.pop() if self._idle else _Line(self._dialler, self._asked, self._place, self._seen)
+                self._check_open()
+                line = self._idle.pop() if self._idle else self._made_line()
+                self._busy.add(line)
             try:
                 yield line
+                self._seen = self._seen or line.seen()
             finally:
                 with self._lock:
-                    if not self._closed:
+                    self._busy.discard(line)
+                    if not self._closed.is_set():
                         self._idle.append(line)
-                if self._closed:
+                if self._closed.is_set():
                     line.close()
+
+    def _made_line(self) -> _Line:
+        return _Line(self._dialler, self._asked, self._place, seen=self._seen, grows=self._grows, pause=self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise StorageError(f"{self._place}: is closed", path=self._place)
 
 
 class _Line:
-    """One connection to one file. One thread at a time.
+    """One connection to one file. One thread at a time; `cut` by any.
 
     Args:
         seen: size and identity that the file must have; None takes those it has.
+        grows: it may have another size.
+        pause: waits for so many seconds; raises when all has been closed.
     """
 
-    def __init__(self, dialler: Dialler, asked: Mapping[str, str], place: str, seen: tuple[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        dialler: Dialler,
+        asked: Mapping[str, str],
+        place: str,
+        *,
+        seen: tuple[int, str] | None = None,
+        grows: bool,
+        pause: Callable[[float], object],
+    ) -> None:
         self._dialler, self._asked, self._place, self._seen = dialler, asked, place, seen
+        self._grows, self._pause = grows, pause
         self._connection: Connection | None = None
 
     def seen(self) -> tuple[int, str]:
@@ -90,12 +158,7 @@ class _Line:
         return self._seen
 
     def ask(self, what: Kind, offset: int, expected: Kind, answer: memoryview, length: int | None = None) -> None:
-        """Ask `what` of a range, as long as the answer unless `length` says otherwise; fill `answer` with what comes.
-
-        Raises:
-            StorageError: the receiver refuses.
-            UnreachableNodeError: it does not answer for `retry_s`, or not as it may.
-        """
+        """Ask `what` of a range, as long as the answer unless `length` says otherwise; fill `answer` with what comes."""
         self._patiently(
             partial(self._ask, what, READ_FIELDS.pack(offset, len(answer) if length is None else length), expected, answer)
         )
@@ -115,7 +178,7 @@ class _Line:
         connection.receive_into(answer)
 
     def _patiently(self, attempt: Callable[[], object]) -> None:
-        patience = Patience(self._dialler)
+        patience = Patience(self._dialler, self._pause)
         while True:
             try:
                 attempt()
@@ -133,11 +196,17 @@ class _Line:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection, answer = self._dialler.dial("read", **self._asked)
+            self._pause(0)  # it may have been too new to be cut
             seen = field(answer, "size", int), field(answer, "file", str)
             self._seen = self._seen or seen
-            if seen != self._seen:
+            if seen[1:] != self._seen[1:] or (seen != self._seen and not self._grows):
                 raise StorageError(f"{self._place}: was replaced while it was read", path=self._place)
         return self._connection
+
+    def cut(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.cut()
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

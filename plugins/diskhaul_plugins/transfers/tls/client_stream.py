@@ -8,30 +8,34 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from diskhaul.api import Buffer, StoreFile
+from diskhaul.api import Buffer, DigestingStoreFile
 from diskhaul.errors import DiskhaulError
 
 from .calls import Caller, Patience
+from .client_reader import FileRanges
 from .connection import BrokenConnectionError, Connection, failure
 from .settings import MIB
 from .window import Window
 from .wire import ACKNOWLEDGED_FIELDS, Kind, WireError, field, load
 
 _PIECE = 1 << 20  # bytes in a frame: what the CPU's own caches hold while it is digested and encrypted
+_BEING_WRITTEN = 32 << 20  # bytes before a file's end that the receiver's kernel may not have written by now
 _SMALL = 64 << 10  # parts below this are put together, up to this
 
 
-class TlsFile(StoreFile):
-    """A file of an export that is being sent. Thread-safe as `diskhaul.api.StoreFile` says.
+class TlsFile(DigestingStoreFile):
+    """A file of an export that is being sent. Thread-safe as `diskhaul.api.DigestingStoreFile` says.
 
-    Data are taken as soon as there is room in the window, and sent by threads of this object.
+    Data are taken as soon as there is room in the window, and sent by threads of this object. What the receiver has written is
+    digested there, over connections of their own.
     """
 
     def __init__(self, caller: Caller, credentials: Mapping[str, str], name: str, magic: bytes) -> None:
         self._name = name
         self._window = Window(name, magic, caller.dialler.settings.window_mib * MIB)
         self._sender = _Sender(caller, credentials, name, magic, self._window)
-        self._end = 0
+        self._ranges = FileRanges(caller, dict(credentials) | {"name": name}, name, grows=True)
+        self._end = 0  # of what was appended
         self._piece = min(_PIECE, caller.dialler.settings.window_mib * MIB // 4)
 
     @property
@@ -47,6 +51,13 @@ class TlsFile(StoreFile):
     def resent(self) -> int:
         """Bytes that had to be sent again, because connections broke before they were acknowledged."""
         return self._window.resent
+
+    @property
+    def settled(self) -> int:
+        return max(0, min(self._end, self._window.written_to) - _BEING_WRITTEN)
+
+    def range_digest(self, offset: int, length: int, /) -> bytes:
+        return self._ranges.digest(offset, length)
 
     def append(self, parts: Sequence[Buffer], /) -> None:
         together = bytearray()
@@ -86,9 +97,11 @@ class TlsFile(StoreFile):
             self._window.wait_until_durable()
         finally:
             self._sender.stop()
+            self._ranges.close()
 
     def close(self) -> None:
         self._window.close()
+        self._ranges.close()
         self._sender.stop()
 
 

@@ -38,23 +38,22 @@ class RangeDigests:
         hasher, end = blake3(), offset + length
         while offset < end:
             begin = offset - offset % self._alignment if self._direct >= 0 else offset
-            piece = self._buffer[: min(_PIECE, end - begin)]
-            self._fill(begin, piece)
-            hasher.update(piece[offset - begin :])
-            offset = begin + len(piece)
+            length = min(_PIECE, end - begin)
+            hasher.update(self._read(begin, length)[offset - begin :])
+            offset = begin + length
         return hasher.digest()
 
-    def _fill(self, begin: int, piece: memoryview) -> None:
-        """Read the whole of `piece`: its whole blocks directly, the rest through the page cache."""
-        whole = len(piece) - len(piece) % self._alignment if self._direct >= 0 else 0
-        if whole:
+    def _read(self, begin: int, length: int) -> memoryview:
+        """So many bytes, directly in whole blocks, or else through the page cache."""
+        if self._direct >= 0:
             try:
-                native.read_direct(self._direct, piece[:whole], begin, whole)
+                blocks = self._buffer[: length + -length % self._alignment]  # of the file's last one there is only a part
+                native.read_direct(self._direct, blocks, begin, length)
+                return self._buffer[:length]
             except OSError:
                 self.close()  # the page cache tells what is wrong with it, if something is
-                whole = 0
-        if whole < len(piece):
-            self._file.read_into(begin + whole, piece[whole:])
+        self._file.read_into(begin, self._buffer[:length])
+        return self._buffer[:length]
 
     def close(self) -> None:
         direct, self._direct = self._direct, -1

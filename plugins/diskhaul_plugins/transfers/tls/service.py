@@ -285,6 +285,8 @@ class Service:
             while True:
                 kind, fields = connection.receive(Kind.READ, Kind.DIGEST)
                 offset, length = READ_FIELDS.unpack(fields)
+                if offset + length > file.size:
+                    file.measure()  # one that is being received grows
                 if (kind is Kind.READ and length > MAX_DATA) or offset + length > file.size:
                     raise WireError(f"{length} bytes at {offset} cannot be read of a file of {file.size}")
                 if kind is Kind.DIGEST:

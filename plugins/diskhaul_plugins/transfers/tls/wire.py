@@ -171,12 +171,13 @@ def binary_field(document: Mapping[str, Any], name: str, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileFrame:
-    """A numbered frame of a file. `fields` are as they go over the wire; `payload` is what a DATA frame carries."""
+    """A numbered frame of a file. `fields` are as they go over the wire; `payload` is what a DATA frame carries to `offset`."""
 
     kind: Kind
     number: int
     fields: bytes
     payload: Buffer = b""
+    offset: int = 0
 
     @property
     def parts(self) -> tuple[bytes, Buffer]:
@@ -186,7 +187,7 @@ class FileFrame:
 
 
 def data_frame(number: int, offset: int, payload: Buffer) -> FileFrame:
-    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, blake3(payload).digest()), payload)
+    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, blake3(payload).digest()), payload, offset)
 
 
 def size_frame(number: int, size: int) -> FileFrame:
