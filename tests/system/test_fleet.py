@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -314,6 +315,19 @@ def test_an_export_that_was_published_just_before_the_client_died_counts(fleet: 
     assert second.exit_code == 0
     assert [member.export_id for member in second.members] == [member.export_id for member in first.members]
     assert [member.earlier for member in second.members] == [True, False, True]
+
+
+def test_an_export_of_another_run_does_not_count_whatever_the_clocks_say(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(3)
+    first = diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    store = PlanStore(lab.state_dir)
+    (_, last, _) = store.members("p")
+    store.record("p", [replace(last, state="running", export_id="", runs=(str(uuid.uuid4()),))])
+    store.end("p", ended=False)
+    second = diskhaul.fleet_export(resume=True, config=lab.cluster())
+    assert second.exit_code == 0
+    again = [member.export_id == before.export_id for member, before in zip(second.members, first.members, strict=True)]
+    assert again == [True, False, True]
 
 
 def test_an_attempt_that_was_lost_with_its_node_and_goes_on_is_waited_for_and_not_repeated(

@@ -25,6 +25,7 @@ from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
 from ..fleet.selection import select
 from ..fleet.targets import TargetChoice, Targets
+from ..formats.export_id import short_run_id
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
 from ..option_checks import compression_problems, option_problems
@@ -360,9 +361,7 @@ class FleetExportOperation(Operation[FleetResult]):
             config=cluster,
             options=replace(self._options, bwlimit=min(limits, default=0)),
             plugins=self.context.plugins,
-            on_event=lambda event: self._tell_one(
-                MemberEvent(run_id=event.run_id, instance=job.instance, source=job.source, target=order.target, event=event)
-            ),
+            on_event=_MemberListener(order, self._tell_one),
             cancel=self.token,
         )
 
@@ -397,7 +396,8 @@ class FleetExportOperation(Operation[FleetResult]):
         """The export that a killed client had published, and had no time to note, as a result; or None."""
         name, source = order.job.instance, order.job.source
         listed = self._library.list_exports(config=cluster, instance=name, plugins=self.context.plugins)
-        found = [each for each in listed.exports if each.valid and each.created.timestamp() >= int(order.begun)]
+        runs = {short_run_id(run) for run in order.runs}
+        found = [each for each in listed.exports if each.valid and each.export_id.rpartition("-")[2] in runs]
         if not found:
             return None
         export = found[-1]
@@ -462,6 +462,23 @@ class FleetExportOperation(Operation[FleetResult]):
         if text not in self._warned:
             self._warned.append(text)
             self.feedback.warn(text)
+
+
+class _MemberListener:
+    """Passes on what an export of the fleet tells, and says which run it is: this process's, or that of a node which it asked."""
+
+    def __init__(self, order: ExportOrder, tell: Callable[[Event], object]) -> None:
+        self._order, self._tell = order, tell
+        self._runs: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        if event.run_id not in self._runs:
+            self._runs.add(event.run_id)
+            self._order.began(event.run_id)
+        job = self._order.job
+        self._tell(
+            MemberEvent(run_id=event.run_id, instance=job.instance, source=job.source, target=self._order.target, event=event)
+        )
 
 
 class _RoomAsker:

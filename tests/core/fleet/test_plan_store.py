@@ -31,6 +31,19 @@ def test_what_is_written_is_read_again_by_another_process(tmp_path: Path) -> Non
     assert again.plans()[0].ended is not None
 
 
+def test_a_plan_of_version_1_goes_on(tmp_path: Path) -> None:
+    PlanStore(tmp_path).begin("nightly", REQUEST.as_data(), MEMBERS)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("ALTER TABLE members DROP COLUMN runs")
+        connection.execute("ALTER TABLE members ADD COLUMN begun REAL NOT NULL DEFAULT 0.0")
+        connection.execute("PRAGMA user_version = 1")
+    store = PlanStore(tmp_path)
+    assert store.members("nightly") == MEMBERS
+    running = PlannedMember(instance="web1", source="alpha", state="running", runs=("a", "b"))
+    store.record("nightly", [running])
+    assert PlanStore(tmp_path).members("nightly") == [MEMBERS[0], running]
+
+
 def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
     PlanStore(tmp_path)
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
