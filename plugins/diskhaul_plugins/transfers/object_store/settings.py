@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from diskhaul.api import BackendContext
 from diskhaul.errors import ConfigurationError
 from diskhaul.model import Node
-from diskhaul.names import printable, suggestion
+from diskhaul.names import printable
+
+from ..option_reading import checked_options, number_problem
 
 MIB = 1 << 20
-_WHERE = "backend_options.object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +64,7 @@ def read_settings(context: BackendContext) -> Settings:
     Raises:
         ConfigurationError: some of them cannot be used; all are named.
     """
-    known = [field.name for field in fields(Settings)]
-    unknown = [key for key in context.options if key not in known]
-    problems = [f"{_WHERE}.{printable(key)}: is not an option of object; {suggestion(key, known)}" for key in unknown]
-    given: dict[str, Any] = {key: value for key, value in context.options.items() if key in known}
-    for key, value in given.items():
-        if problem := _problem(key, value):
-            problems.append(f"{_WHERE}.{key}: {problem}")
-    if problems:
-        raise ConfigurationError(problems)
+    given = checked_options(context, "object", Settings, _problem)
     directory = context.directory or Path()
     return Settings(**given | {key: directory / Path(given[key]) for key in _FILES if key in given})
 
@@ -83,11 +74,7 @@ def _problem(key: str, value: object) -> str | None:
         return None if isinstance(value, bool) else "must be true or false"
     if key not in _LIMITS:
         return None if _is_text(value) else "must be text"
-    whole = not key.endswith("_s")
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
-        return f"must be a {'whole ' if whole else ''}number"
-    low, high = _LIMITS[key]
-    return None if low <= value <= high else f"must be from {low:g} to {high:g}"
+    return number_problem(key, value, _LIMITS)
 
 
 def _is_text(value: object) -> bool:
@@ -171,7 +158,9 @@ def place_of(node: Node, settings: Settings) -> Place:
         shown = "what stands there" if "@" in endpoint else printable(endpoint)  # a password may stand before an @
         problems.append(f'{where}.endpoint: {shown} is not like "https://s3.example.com" or "https://10.0.0.1:8333"')
     elif parsed.startswith("http://") and not settings.allow_http:
-        problems.append(f"{where}.endpoint: {parsed} is not encrypted: use https, or set {_WHERE}.allow_http = true")
+        problems.append(
+            f"{where}.endpoint: {parsed} is not encrypted: use https, or set backend_options.object.allow_http = true"
+        )
     if problems or parsed is None:
         raise ConfigurationError(problems)
     scheme, _, host = parsed.partition("://")

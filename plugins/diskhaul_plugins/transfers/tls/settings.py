@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diskhaul.api import BackendContext
 from diskhaul.errors import ConfigurationError
 from diskhaul.model import Node
-from diskhaul.names import name_problem, printable, suggestion
+from diskhaul.names import name_problem, printable
+
+from ..option_reading import checked_options, number_problem
 
 MIB = 1 << 20
-_WHERE = "backend_options.tls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +75,7 @@ def read_settings(context: BackendContext) -> Settings:
     Raises:
         ConfigurationError: some of them cannot be used; all are named.
     """
-    known = [field.name for field in fields(Settings)]
-    unknown = [key for key in context.options if key not in known]
-    problems = [f"{_WHERE}.{printable(key)}: is not an option of tls; {suggestion(key, known)}" for key in unknown]
-    given: dict[str, Any] = {key: value for key, value in context.options.items() if key in known}
-    for key, value in given.items():
-        if problem := _problem(key, value):
-            problems.append(f"{_WHERE}.{key}: {problem}")
-    if problems:
-        raise ConfigurationError(problems)
+    given = checked_options(context, "tls", Settings, _problem)
     directory = context.directory or Path()
     return Settings(**given | {"certificates": directory / Path(given.get("certificates", "certs"))})
 
@@ -94,11 +85,7 @@ def _problem(key: str, value: object) -> str | None:
         if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
             return "must be text"
         return name_problem("node", str(value)) if key == "this" else None
-    whole = not key.endswith("_s")
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
-        return f"must be a {'whole ' if whole else ''}number"
-    low, high = _LIMITS[key]
-    return None if low <= value <= high else f"must be from {low:g} to {high:g}"
+    return number_problem(key, value, _LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
