@@ -618,8 +618,14 @@ class DigestingStoreFile(StoreFile, Protocol):
         """How many bytes from the file's beginning have been appended and can be digested by now; only grows."""
         ...
 
-    def range_digest(self, offset: int, length: int, /) -> bytes:
-        """BLAKE3 (32 bytes) of a range that has settled, read from the medium where that can be had; as a `DigestingReader`'s."""
+    def range_digest(self, offset: int, length: int, /) -> bytes | None:
+        """BLAKE3 (32 bytes) of a range that has settled, as the medium holds it, not a cache; None where that cannot be had now.
+
+        Called by one thread at a time, while others append. What is not digested here is read back in the end.
+
+        Raises:
+            OSError: or `StorageError`; the range cannot be read.
+        """
         ...
 
 

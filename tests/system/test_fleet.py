@@ -9,7 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -321,13 +320,15 @@ def test_an_export_of_another_run_does_not_count_whatever_the_clocks_say(fleet: 
     lab = fleet(3)
     first = diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
     store = PlanStore(lab.state_dir)
-    (_, last, _) = store.members("p")
-    store.record("p", [replace(last, state="running", export_id="", runs=(str(uuid.uuid4()),))])
-    store.end("p", ended=False)
+    (_, middle, _) = members = store.members("p")
+    store.begin("p", store.plans()[0].request, [*members[:1], replace(middle, state="running", export_id=""), *members[2:]])
+    assert store.runs("p", middle.instance) == []
     second = diskhaul.fleet_export(resume=True, config=lab.cluster())
     assert second.exit_code == 0
-    again = [member.export_id == before.export_id for member, before in zip(second.members, first.members, strict=True)]
-    assert again == [True, False, True]
+    same = [member.export_id == before.export_id for member, before in zip(second.members, first.members, strict=True)]
+    assert same == [True, False, True]
+    (run,) = store.runs("p", middle.instance)
+    assert second.members[1].export_id.endswith(run[:8])
 
 
 def test_an_attempt_that_was_lost_with_its_node_and_goes_on_is_waited_for_and_not_repeated(

@@ -34,15 +34,16 @@ CREATE TABLE IF NOT EXISTS plans (
 CREATE TABLE IF NOT EXISTS members (
     plan TEXT NOT NULL REFERENCES plans(name) ON DELETE CASCADE,
     instance TEXT NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL, target TEXT NOT NULL, attempts INTEGER NOT NULL,
-    runs TEXT NOT NULL, seconds REAL NOT NULL, export_id TEXT NOT NULL, exit_code INTEGER NOT NULL, error TEXT NOT NULL,
+    seconds REAL NOT NULL, export_id TEXT NOT NULL, exit_code INTEGER NOT NULL, error TEXT NOT NULL,
     remedy TEXT NOT NULL, size INTEGER NOT NULL, bytes_read INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
     incomplete TEXT NOT NULL,
     PRIMARY KEY (plan, instance)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    plan TEXT NOT NULL REFERENCES plans(name) ON DELETE CASCADE, instance TEXT NOT NULL, run TEXT NOT NULL,
+    PRIMARY KEY (plan, instance, run)
+) WITHOUT ROWID;
 """
-
-_FROM_VERSION_1 = "ALTER TABLE members ADD COLUMN runs TEXT NOT NULL DEFAULT '[]'; ALTER TABLE members DROP COLUMN begun;"
-"""There, what had been published was found by its time."""
 
 MemberState = Literal["pending", "running", "done", "failed", "lost"]
 """Nobody knows what became of the export of a lost one, whose node was lost, nor of a running one that a killed client left."""
@@ -50,20 +51,13 @@ MemberState = Literal["pending", "running", "done", "failed", "lost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMember:
-    """How far one instance of a plan is.
-
-    Attributes:
-        runs: ids of the runs that are, or were, its export, for as long as nobody knows of them whether they have published it.
-
-    The rest is as in `diskhaul.FleetMember`.
-    """
+    """How far one instance of a plan is; as in `diskhaul.FleetMember`."""
 
     instance: str
     source: str
     state: MemberState = "pending"
     target: str = ""
     attempts: int = 0
-    runs: tuple[str, ...] = ()
     seconds: float = 0.0
     export_id: str = ""
     exit_code: int = 0
@@ -76,8 +70,6 @@ class PlannedMember:
 
 
 _COLUMNS = [each.name for each in fields(PlannedMember)]
-_LISTS = ("runs", "incomplete")
-"""Those that are JSON in the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +102,16 @@ class PlanStore:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version == 0:
                     connection.executescript(_SCHEMA)
-                elif version == 1:
-                    connection.executescript(_FROM_VERSION_1)
-                if version < SCHEMA_VERSION:
                     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (OSError, sqlite3.Error, OperationFailedError) as error:
             raise RefusedError(f"state_dir {state_dir}: plans of fleets cannot be kept: {error}; check the directory") from error
         if version > SCHEMA_VERSION:
             raise RefusedError(f"{self._path} was written by a newer diskhaul (version {version}): use that one")
+        if 0 < version < SCHEMA_VERSION:
+            raise RefusedError(
+                f"{self._path} was written by an older diskhaul (version {version}): "
+                "end its plans with that one, then delete the file"
+            )
 
     @staticmethod
     def is_in(state_dir: Path) -> bool:
@@ -151,6 +145,17 @@ class PlanStore:
         with self._connection() as connection:
             _write(connection, name, members)
 
+    def begin_run(self, name: str, instance: str, run: str) -> None:
+        """Say which run an export of this instance is."""
+        with self._connection() as connection:
+            connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", (name, instance, run))
+
+    def runs(self, name: str, instance: str) -> list[str]:
+        """Ids of all runs that have exported this instance for the plan, or have tried to."""
+        with self._connection() as connection:
+            rows = connection.execute("SELECT run FROM runs WHERE plan = ? AND instance = ?", (name, instance)).fetchall()
+        return [run for (run,) in rows]
+
     def end(self, name: str, *, ended: bool = True) -> None:
         """The plan is at its end, or, with `ended` false, goes on after all."""
         with self._connection() as connection:
@@ -174,8 +179,10 @@ class PlanStore:
             rows = connection.execute(
                 f"SELECT {', '.join(_COLUMNS)} FROM members WHERE plan = ? ORDER BY instance", (name,)
             ).fetchall()
-        found: list[dict[str, Any]] = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-        return [PlannedMember(**each | {name: tuple(json.loads(each[name])) for name in _LISTS}) for each in found]
+        return [
+            PlannedMember(**dict(zip(_COLUMNS[:-1], row[:-1], strict=True)), incomplete=tuple(json.loads(row[-1])))
+            for row in rows
+        ]
 
 
 def same_request(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -192,7 +199,7 @@ def _write(connection: sqlite3.Connection, plan: str, members: Iterable[PlannedM
     connection.executemany(
         f"INSERT OR REPLACE INTO members (plan, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})",
         (
-            (plan, *(json.dumps(getattr(member, name)) if name in _LISTS else getattr(member, name) for name in _COLUMNS))
+            (plan, *(getattr(member, column) for column in _COLUMNS[:-1]), json.dumps(list(member.incomplete)))
             for member in members
         ),
     )

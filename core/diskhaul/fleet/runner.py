@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from ..cancellation import CancellationToken
@@ -36,15 +35,11 @@ class ExportOrder:
 
     Attributes:
         bwlimit: its share, bytes a second; 0 is no limit.
-        runs: ids of the runs whose ends nobody knows; of use with `Job.recover`.
-        began: to be called, by any thread, with the id of the run that is the export, before that can have published anything.
     """
 
     job: Job
     target: str
     bwlimit: int
-    runs: tuple[str, ...]
-    began: Callable[[str], object]
 
 
 class ExportOne(Protocol):
@@ -62,14 +57,6 @@ class _End:
     passing: bool = False
     unreachable: str = ""
     in_doubt: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Begin:
-    """An export that has begun, and the run that it is."""
-
-    instance: str
-    run: str
 
 
 class FleetRunner:
@@ -107,7 +94,7 @@ class FleetRunner:
         self._token = token
         self._ask_room = ask_room
         self._chance = chance or random.Random()
-        self._heard: queue.SimpleQueue[_Begin | _End] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[_End] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Job]] = []  # what is tried again, by when
         self._running = 0
         jobs = [member for member in members if member.state in ("pending", "running")]
@@ -137,7 +124,7 @@ class FleetRunner:
                 raise
 
     def _go_on(self, pool: ThreadPoolExecutor) -> bool:
-        """Start what can start, then wait until there is news or something is due; return whether anything is left to do."""
+        """Start what can start, then wait until something has ended or is due; return whether there is anything left to do."""
         starts = self._next_starts()
         if starts:
             self._record([self.members[start.job.instance] for start, _ in starts])
@@ -158,7 +145,7 @@ class FleetRunner:
                 return False
             if not self._later:
                 raise RuntimeError(f"{self._scheduler.pending} exports wait, and nothing runs that they could wait for")
-        self._take_in(self._wait_for_news())
+        self._take_in(self._wait_for_ends())
         return True
 
     def _next_starts(self) -> list[tuple[Start, ExportOrder]]:
@@ -171,23 +158,15 @@ class FleetRunner:
             job.attempts += 1
             before = self.members[job.instance]
             waiting = self._scheduler.pending + len(self._later)
-            share = self._shares.take(job.instance, waiting=waiting)
-            # Where nobody knows what became of the attempts before, they may have published it all the same.
-            runs = before.runs if job.recover else ()
-            order = ExportOrder(job, start.target, share, runs, partial(self._began, job.instance))
-            starts.append((start, order))
+            starts.append((start, ExportOrder(job, start.target, self._shares.take(job.instance, waiting=waiting))))
             self.members[job.instance] = replace(
                 before,
                 state="running",
                 target=start.target,
                 attempts=job.attempts,
-                runs=runs,
                 size=job.size or 0,
             )
         return starts
-
-    def _began(self, instance: str, run: str) -> None:
-        self._heard.put(_Begin(instance, run))
 
     def _work(self, start: Start, order: ExportOrder) -> None:
         """Run one export, on a thread of the pool."""
@@ -200,54 +179,45 @@ class FleetRunner:
         except BaseException as error:  # a plugin may raise anything; the other exports go on
             failed = _failed(member, error, time.monotonic() - begun)
             end = _End(start, failed, may_pass(error), unreachable_node(error), in_doubt(error))
-        self._heard.put(end)
+        self._ended.put(end)
 
-    def _wait_for_news(self) -> list[_Begin | _End]:
+    def _wait_for_ends(self) -> list[_End]:
         patience = _POLL_S
         if self._later:
             patience = min(patience, max(self._later[0][0] - time.monotonic(), 0.0))
-        news: list[_Begin | _End] = []
+        ends: list[_End] = []
         try:
-            news.append(self._heard.get(timeout=patience))
+            ends.append(self._ended.get(timeout=patience))
             while True:
-                news.append(self._heard.get_nowait())
+                ends.append(self._ended.get_nowait())
         except queue.Empty:
-            return news
+            return ends
 
-    def _take_in(self, news: Sequence[_Begin | _End]) -> None:
+    def _take_in(self, ends: Sequence[_End]) -> None:
         told: list[MemberFinished] = []
-        for each in news:
-            if isinstance(each, _Begin):
-                member = self.members[each.instance]
-                self.members[each.instance] = replace(member, runs=(*member.runs, each.run))
-            else:
-                told.append(self._end(each))
-        if news:
-            names = {each.instance if isinstance(each, _Begin) else each.member.instance for each in news}
-            self._record([self.members[name] for name in sorted(names)])
+        for end in ends:
+            job, member = end.start.job, end.member
+            self._running -= 1
+            self._scheduler.ended(end.start, stored=member.stored_bytes)
+            self._shares.give_back(job.instance)
+            state, wait_s = str(member.state), 0.0
+            # Whoever found out what had become of an earlier attempt has said so in the job.
+            job.recover = member.state != "done" and (job.recover or end.in_doubt)
+            if job.recover:
+                member = replace(member, state="running" if member.state == "pending" else "lost")
+            if end.unreachable in self._targets.names:
+                self._targets.trouble(end.unreachable)
+            tried = job.attempts - self._first_attempt[job.instance]
+            if end.passing and tried <= self._limits.retries and not self._token.cancelled:
+                state, wait_s = "retry", backoff_s(tried, self._limits.backoff_s, self._chance)
+                member = replace(member, state="running" if job.recover else "pending")
+                heapq.heappush(self._later, (time.monotonic() + wait_s, id(job), job))
+            self.members[job.instance] = member
+            told.append(_finished(member, job, state, wait_s))
+        if ends:
+            self._record([self.members[end.start.job.instance] for end in ends])
         for event in told:
             self._tell(event)
-
-    def _end(self, end: _End) -> MemberFinished:
-        """Note an end, and what comes of it; return what is to be told once the plan says so."""
-        job, member = end.start.job, replace(end.member, runs=self.members[end.member.instance].runs)
-        self._running -= 1
-        self._scheduler.ended(end.start, stored=member.stored_bytes)
-        self._shares.give_back(job.instance)
-        state, wait_s = str(member.state), 0.0
-        # Whoever found out what had become of an earlier attempt has said so in the job.
-        job.recover = member.state != "done" and (job.recover or end.in_doubt)
-        if job.recover:
-            member = replace(member, state="running" if member.state == "pending" else "lost")
-        if end.unreachable in self._targets.names:
-            self._targets.trouble(end.unreachable)
-        tried = job.attempts - self._first_attempt[job.instance]
-        if end.passing and tried <= self._limits.retries and not self._token.cancelled:
-            state, wait_s = "retry", backoff_s(tried, self._limits.backoff_s, self._chance)
-            member = replace(member, state="running" if job.recover else "pending")
-            heapq.heappush(self._later, (time.monotonic() + wait_s, id(job), job))
-        self.members[job.instance] = member
-        return _finished(member, job, state, wait_s)
 
 
 def _done(member: PlannedMember, result: ExportResult, seconds: float) -> PlannedMember:

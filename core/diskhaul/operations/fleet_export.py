@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 from ..api import ExportStore, LockMode, Storage
@@ -25,7 +25,7 @@ from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
 from ..fleet.selection import select
 from ..fleet.targets import TargetChoice, Targets
-from ..formats.export_id import short_run_id
+from ..formats.export_id import run_of, short_run_id
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
 from ..option_checks import compression_problems, option_problems
@@ -351,8 +351,9 @@ class FleetExportOperation(Operation[FleetResult]):
         cluster = self._cluster_for(job.instance)
         if job.recover:
             self._recover(job, cluster)
+            published = self._published(order, cluster)
             job.recover = False
-            if (published := self._published(order, cluster)) is not None:
+            if published is not None:
                 return published
         limits = [limit for limit in (order.bwlimit, self._options.bwlimit) if limit]
         return self._library.export(
@@ -361,7 +362,7 @@ class FleetExportOperation(Operation[FleetResult]):
             config=cluster,
             options=replace(self._options, bwlimit=min(limits, default=0)),
             plugins=self.context.plugins,
-            on_event=_MemberListener(order, self._tell_one),
+            on_event=_MemberListener(order, self._tell_one, partial(self._store.begin_run, self._plan, job.instance)),
             cancel=self.token,
         )
 
@@ -396,8 +397,8 @@ class FleetExportOperation(Operation[FleetResult]):
         """The export that a killed client had published, and had no time to note, as a result; or None."""
         name, source = order.job.instance, order.job.source
         listed = self._library.list_exports(config=cluster, instance=name, plugins=self.context.plugins)
-        runs = {short_run_id(run) for run in order.runs}
-        found = [each for each in listed.exports if each.valid and each.export_id.rpartition("-")[2] in runs]
+        runs = {short_run_id(run) for run in self._store.runs(self._plan, name)}
+        found = [each for each in listed.exports if each.valid and run_of(each.export_id) in runs]
         if not found:
             return None
         export = found[-1]
@@ -465,16 +466,16 @@ class FleetExportOperation(Operation[FleetResult]):
 
 
 class _MemberListener:
-    """Passes on what an export of the fleet tells, and says which run it is: this process's, or that of a node which it asked."""
+    """Passes on what an export of the fleet tells, and first says which run that is: this process's, or one at a node."""
 
-    def __init__(self, order: ExportOrder, tell: Callable[[Event], object]) -> None:
-        self._order, self._tell = order, tell
-        self._runs: set[str] = set()
+    def __init__(self, order: ExportOrder, tell: Callable[[Event], object], begin_run: Callable[[str], object]) -> None:
+        self._order, self._tell, self._begin_run = order, tell, begin_run
+        self._known: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        if event.run_id not in self._runs:
-            self._runs.add(event.run_id)
-            self._order.began(event.run_id)
+        if event.run_id not in self._known:
+            self._known.add(event.run_id)
+            self._begin_run(event.run_id)
         job = self._order.job
         self._tell(
             MemberEvent(run_id=event.run_id, instance=job.instance, source=job.source, target=self._order.target, event=event)

@@ -43,8 +43,8 @@ class EarlyCheck:
 
     def __init__(self, file: StoreFile, table: ChunkTable, label: str) -> None:
         self.checked = bytearray(table.count)
-        self._file = file if isinstance(file, DirectStoreFile | DigestingStoreFile) else None
-        self._one_at_a_time = isinstance(file, DigestingStoreFile)  # whose thread waits for another node, and does nothing else
+        self._here = file if isinstance(file, DirectStoreFile) else None
+        self._there = file if isinstance(file, DigestingStoreFile) and self._here is None else None
         self._checking = 0  # batches that have been taken
         self._table, self._label = table, label
         self._waiting: deque[StoredFrame] = deque()
@@ -52,18 +52,21 @@ class EarlyCheck:
 
     def stored(self, frame: StoredFrame) -> None:
         """A frame has been appended; frames come in the order of the file."""
-        if self._file is not None:
+        if self._here is not None or self._there is not None:
             with self._lock:
                 self._waiting.append(frame)
 
     def take(self) -> Sequence[StoredFrame]:
         """Frames to be checked next: those that lie on the medium, once there is enough to be worth a read; else none."""
-        if self._file is None:
+        file = self._here or self._there
+        if file is None:
             return ()
-        settled = self._file.settled
+        settled = file.settled
         with self._lock:
-            if not self._waiting or settled - self._waiting[0].offset < _BATCH or (self._one_at_a_time and self._checking):
+            if not self._waiting or settled - self._waiting[0].offset < _BATCH:
                 return ()
+            if self._there is not None and self._checking:
+                return ()  # a thread that waits for another node does nothing else: one is enough
             frames: list[StoredFrame] = []
             limit = self._waiting[0].offset + _BATCH
             while self._waiting and self._waiting[0].end <= settled and (self._waiting[0].end <= limit or not frames):
@@ -78,10 +81,10 @@ class EarlyCheck:
             StorageError: they cannot be read, or are not what was stored.
         """
         try:
-            if isinstance(self._file, DirectStoreFile):
-                self._check_here(self._file, frames, scratch)
-            elif self._file is not None:
-                self._check_there(self._file, frames)
+            if self._here is not None:
+                self._check_here(self._here, frames, scratch)
+            elif self._there is not None:
+                self._check_there(self._there, frames)
         finally:
             with self._lock:
                 self._checking -= 1
@@ -96,7 +99,10 @@ class EarlyCheck:
 
     def _check_there(self, file: DigestingStoreFile, frames: Sequence[StoredFrame]) -> None:
         for frame in frames:
-            self._compare(frame, digest_there(file, self._label, frame.offset, frame.length)[:STORED_DIGEST_LENGTH])
+            digest = digest_there(file, self._label, frame.offset, frame.length)
+            if digest is None:
+                return
+            self._compare(frame, digest[:STORED_DIGEST_LENGTH])
 
     def _compare(self, frame: StoredFrame, digest: bytes) -> None:
         if digest != self._table.stored_digest(frame.index):
@@ -105,9 +111,9 @@ class EarlyCheck:
 
     def check_raw(self, index: int, view: memoryview, scratch: Scratch) -> None:
         """Read chunk `index`, which has just been written as it is, back into `view` and compare it; raises as `check`."""
-        if not isinstance(self._file, DirectStoreFile) or len(view) % _PAGE:
+        if self._here is None or len(view) % _PAGE:
             return
-        if self._file.read_back(index * self._table.chunk_size, view):
+        if self._here.read_back(index * self._table.chunk_size, view):
             with scratch.computing:
                 if chunk_digest(view) != self._table.digest(index):
                     raise self._damaged(index)

@@ -84,7 +84,12 @@ class Source:
 
     def range_digest(self, offset: int, length: int) -> bytes | None:
         """BLAKE3 of a range where the reader finds it without handing out the bytes, else None."""
-        return digest_there(self.reader, self.label, offset, length) if isinstance(self.reader, DigestingReader) else None
+        if not isinstance(self.reader, DigestingReader):
+            return None
+        found = digest_there(self.reader, self.label, offset, length)
+        if found is None:
+            raise StorageError(f"{self.label}: no digest came for offset {offset}", path=self.label, offset=offset)
+        return found
 
     def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
         """Read `length` bytes from `offset` on into the thread's buffer; the view is valid until that is used again.
@@ -194,8 +199,8 @@ class Source:
         return _failure(self.label, doing, offset, error)
 
 
-def digest_there(file: DigestingReader | DigestingStoreFile, label: str, offset: int, length: int) -> bytes:
-    """BLAKE3 of a range of `file`, which messages call `label`, found where its bytes lie.
+def digest_there(file: DigestingReader | DigestingStoreFile, label: str, offset: int, length: int) -> bytes | None:
+    """BLAKE3 of a range of `file`, which messages call `label`, found where its bytes lie; None where `file` has none.
 
     Raises:
         StorageError: it cannot be had.
@@ -206,7 +211,7 @@ def digest_there(file: DigestingReader | DigestingStoreFile, label: str, offset:
         raise
     except Exception as error:  # as in `Source.fill`
         raise _failure(label, "digest", offset, error) from error
-    if not isinstance(found, bytes) or len(found) != DIGEST_LENGTH:
+    if found is not None and (not isinstance(found, bytes) or len(found) != DIGEST_LENGTH):
         raise StorageError(f"{label}: no digest came for offset {offset}", path=label, offset=offset)
     return found
 

@@ -31,19 +31,6 @@ def test_what_is_written_is_read_again_by_another_process(tmp_path: Path) -> Non
     assert again.plans()[0].ended is not None
 
 
-def test_a_plan_of_version_1_goes_on(tmp_path: Path) -> None:
-    PlanStore(tmp_path).begin("nightly", REQUEST.as_data(), MEMBERS)
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
-        connection.execute("ALTER TABLE members DROP COLUMN runs")
-        connection.execute("ALTER TABLE members ADD COLUMN begun REAL NOT NULL DEFAULT 0.0")
-        connection.execute("PRAGMA user_version = 1")
-    store = PlanStore(tmp_path)
-    assert store.members("nightly") == MEMBERS
-    running = PlannedMember(instance="web1", source="alpha", state="running", runs=("a", "b"))
-    store.record("nightly", [running])
-    assert PlanStore(tmp_path).members("nightly") == [MEMBERS[0], running]
-
-
 def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
     PlanStore(tmp_path)
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
@@ -55,6 +42,33 @@ def test_one_that_a_newer_version_wrote_is_left_alone(tmp_path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(RefusedError, match="newer diskhaul"):
         PlanStore(tmp_path)
+
+
+def test_one_that_an_older_version_wrote_is_left_alone(tmp_path: Path) -> None:
+    PlanStore(tmp_path)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(RefusedError, match=r"older diskhaul \(version 1\): end its plans with that one"):
+        PlanStore(tmp_path)
+
+
+def test_runs_are_those_of_an_instance_in_a_plan_and_go_with_it(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path)
+    for plan in ("nightly", "weekly"):
+        store.begin(plan, {}, MEMBERS)
+    for plan, instance, run in (
+        ("nightly", "web1", "a"),
+        ("nightly", "web1", "b"),
+        ("nightly", "web1", "a"),
+        ("nightly", "db1", "c"),
+        ("weekly", "web1", "d"),
+    ):
+        store.begin_run(plan, instance, run)
+    store.record("nightly", [PlannedMember(instance="web1", source="alpha", state="running")])
+    assert PlanStore(tmp_path).runs("nightly", "web1") == ["a", "b"]
+    store.begin("nightly", {}, MEMBERS)
+    assert store.runs("nightly", "web1") == store.runs("nightly", "db1") == []
+    assert store.runs("weekly", "web1") == ["d"]
 
 
 def test_what_is_no_database_is_refused_and_a_plan_that_is_damaged_later_is_a_failure(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 from diskhaul.api import Buffer
 from diskhaul.cancellation import CancellationToken
 from diskhaul.errors import StorageError
-from diskhaul.formats.chunk_table import chunk_digest
+from diskhaul.formats.chunk_table import ChunkTable, chunk_digest, stored_digest
 from diskhaul.formats.codec import codec_for
 from diskhaul.options import PathOptions
+from diskhaul.pipeline.early_check import EarlyCheck, StoredFrame
 from diskhaul.pipeline.meter import Meter
 from diskhaul.pipeline.send import SendJob
 from diskhaul.pipeline.source import Source
-from diskhaul.pipeline.workers import run_jobs
+from diskhaul.pipeline.workers import Scratch, run_jobs
 from diskhaul.testing import MemoryDisk
 
 MIB = 1 << 20
@@ -67,26 +68,21 @@ class Medium:
 
 
 class DistantMedium(Medium):
-    """One that is not read but digests, and counts who asks at the same time."""
+    """One that is not read but digests."""
 
     use_direct_io = read_back = None  # type: ignore[assignment]  # it has none
 
     def __init__(self) -> None:
         super().__init__()
-        self.asking = self.most_asking = 0
         self.answer: Callable[[bytes], object] = chunk_digest
 
     def range_digest(self, offset: int, length: int, /) -> object:
         assert offset + length <= self.settled
         with self._lock:
             self.read.append((offset, length))
-            self.asking += 1
-            self.most_asking = max(self.most_asking, self.asking)
             found = self.content[offset : offset + length]
         if self.rot_at is not None and offset <= self.rot_at < offset + length:
             found[self.rot_at - offset] ^= 1
-        with self._lock:
-            self.asking -= 1
         return self.answer(bytes(found))
 
 
@@ -116,12 +112,36 @@ def test_most_frames_are_checked_while_the_disk_is_sent_and_none_twice(compress:
 
 
 @pytest.mark.parametrize("compress", ["zstd", "gzip"])
-def test_frames_are_digested_where_they_lie_while_the_disk_is_sent_by_one_thread_at_a_time(compress: str) -> None:
+def test_frames_are_digested_where_they_lie_while_the_disk_is_sent(compress: str) -> None:
     medium = DistantMedium()
     job = send(MemoryDisk(os.urandom(32 * MIB)), medium, compress)
     assert job.error is None
     assert sum(job.checked) == len(medium.read) >= 8
-    assert medium.most_asking == 1
+
+
+def test_one_thread_at_a_time_asks_another_node() -> None:
+    medium, frame = DistantMedium(), os.urandom(MIB)
+    table = ChunkTable(16 * MIB, MIB, True)
+    early = EarlyCheck(medium, table, "disk 0")
+    for index in range(16):
+        medium.append([frame])
+        table.set(index, chunk_digest(frame), MIB, stored_digest(frame))
+        early.stored(StoredFrame(index, index * MIB, MIB))
+    first = early.take()
+    assert [taken.index for taken in first] == [0, 1, 2, 3]
+    assert early.take() == ()
+    early.check(first, Scratch())
+    assert [taken.index for taken in early.take()] == [4, 5, 6, 7]
+    assert list(early.checked) == [1] * 4 + [0] * 12
+
+
+def test_what_cannot_be_digested_now_is_left_for_later() -> None:
+    medium = DistantMedium()
+    medium.answer = lambda found: None
+    job = send(MemoryDisk(os.urandom(32 * MIB)), medium)
+    assert job.error is None
+    assert medium.read
+    assert not any(job.checked)
 
 
 def test_what_is_digested_as_something_else_fails_the_disk_with_the_offset() -> None:
@@ -133,7 +153,7 @@ def test_what_is_digested_as_something_else_fails_the_disk_with_the_offset() -> 
     assert job.error.offset == MIB
 
 
-@pytest.mark.parametrize("nonsense", [None, b"", b"x" * 33, "text"])
+@pytest.mark.parametrize("nonsense", [b"", b"x" * 33, "text"])
 def test_an_answer_that_is_no_digest_fails_the_disk(nonsense: object) -> None:
     medium = DistantMedium()
     medium.answer = lambda found: nonsense

@@ -28,10 +28,12 @@ class Patience:
 
     Args:
         pause: waits for so many seconds, or less when there is no use in waiting.
+        retry_s: for how long; None is as configured.
     """
 
-    def __init__(self, dialler: Dialler, pause: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, dialler: Dialler, pause: Callable[[float], object] = time.sleep, *, retry_s: float | None = None) -> None:
         self._dialler, self._pause = dialler, pause
+        self._retry_s = dialler.settings.retry_s if retry_s is None else retry_s
         self._deadline: float | None = None
         self._next_s = _FIRST_PAUSE_S
 
@@ -47,7 +49,7 @@ class Patience:
         """
         now = time.monotonic()
         if self._deadline is None:
-            self._deadline = now + self._dialler.settings.retry_s
+            self._deadline = now + self._retry_s
         if now >= self._deadline:
             raise self._dialler.unreachable(error) from error
         self._pause(min(self._next_s, max(0.0, self._deadline - now)))

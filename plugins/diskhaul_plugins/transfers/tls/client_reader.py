@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 from diskhaul.api import DigestingReader
 from diskhaul.errors import StorageError
@@ -14,6 +15,7 @@ from .calls import Caller, Patience
 from .connection import BrokenConnectionError, Connection, Dialler, failure
 from .wire import DIGEST_LENGTH, MAX_DATA, READ_FIELDS, Kind, WireError, field, load
 
+T = TypeVar("T")
 _LINES = 2  # connections for one file: the receiver reads for one while it answers, or is being asked, on the other
 
 
@@ -29,8 +31,9 @@ class TlsFileReader(DigestingReader):
         return self._size
 
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        self._check(offset, len(buffer))
-        self._ranges.read(offset, memoryview(buffer).cast("B"))
+        view = memoryview(buffer).cast("B")
+        self._check(offset, len(view))
+        self._ranges.read(offset, view)
 
     def range_digest(self, offset: int, length: int, /) -> bytes:
         self._check(offset, length)
@@ -52,11 +55,12 @@ class FileRanges:
     Args:
         asked: which file, as the receiver is asked for it.
         place: what messages call it.
-        grows: it is still being sent: its size may change.
+        grows: it is still being sent: its size may change, and nothing is tried again, since nothing depends on it.
     """
 
     def __init__(self, caller: Caller, asked: Mapping[str, str], place: str, *, grows: bool = False) -> None:
-        self._dialler, self._asked, self._place, self._grows = caller.dialler, dict(asked), place, grows
+        self._dialler, self._place, self._grows = caller.dialler, place, grows
+        self._asked: Mapping[str, object] = {**asked, "grows": grows}
         self._seen: tuple[int, str] | None = None
         self._idle: list[_Line] = []
         self._busy: set[_Line] = set()
@@ -81,11 +85,11 @@ class FileRanges:
                 line.ask(Kind.READ, offset + begin, Kind.BYTES, view[begin : begin + MAX_DATA])
 
     def digest(self, offset: int, length: int) -> bytes:
-        """BLAKE3 (32 bytes) of a range; raises as `read`."""
+        """BLAKE3 (32 bytes) of a range; b"" of a file that grows where the receiver cannot read its medium. Raises as `read`."""
         digest = bytearray(DIGEST_LENGTH)
         with self._line() as line:
-            line.ask(Kind.DIGEST, offset, Kind.DIGESTED, memoryview(digest), length)
-        return bytes(digest)
+            count = line.ask(Kind.DIGEST, offset, Kind.DIGESTED, memoryview(digest), length)
+        return bytes(digest[:count])
 
     def close(self) -> None:
         """End it; whoever waits for an answer is told so."""
@@ -111,9 +115,10 @@ class FileRanges:
             finally:
                 with self._lock:
                     self._busy.discard(line)
-                    if not self._closed.is_set():
+                    closed = self._closed.is_set()
+                    if not closed:
                         self._idle.append(line)
-                if self._closed.is_set():
+                if closed:
                     line.close()
 
     def _made_line(self) -> _Line:
@@ -140,7 +145,7 @@ class _Line:
     def __init__(
         self,
         dialler: Dialler,
-        asked: Mapping[str, str],
+        asked: Mapping[str, object],
         place: str,
         *,
         seen: tuple[int, str] | None = None,
@@ -157,13 +162,15 @@ class _Line:
         assert self._seen is not None
         return self._seen
 
-    def ask(self, what: Kind, offset: int, expected: Kind, answer: memoryview, length: int | None = None) -> None:
-        """Ask `what` of a range, as long as the answer unless `length` says otherwise; fill `answer` with what comes."""
-        self._patiently(
-            partial(self._ask, what, READ_FIELDS.pack(offset, len(answer) if length is None else length), expected, answer)
-        )
+    def ask(self, what: Kind, offset: int, expected: Kind, answer: memoryview, length: int | None = None) -> int:
+        """Ask `what` of a range, as long as the answer unless `length` says otherwise; fill `answer` with what comes.
 
-    def _ask(self, what: Kind, fields: bytes, expected: Kind, answer: memoryview) -> None:
+        Returns how many bytes that were: all, or none of a file that grows.
+        """
+        fields = READ_FIELDS.pack(offset, len(answer) if length is None else length)
+        return self._patiently(partial(self._ask, what, fields, expected, answer))
+
+    def _ask(self, what: Kind, fields: bytes, expected: Kind, answer: memoryview) -> int:
         connection = self._connected()
         connection.send(what, fields)
         kind = Kind.WORKING
@@ -173,16 +180,16 @@ class _Line:
             content = bytearray(count)
             connection.receive_into(memoryview(content))
             raise failure(self._dialler, load(content))
-        if count != len(answer):
+        if count != len(answer) and (count or not self._grows):
             raise WireError(f"{count} bytes came instead of {len(answer)}")
-        connection.receive_into(answer)
+        connection.receive_into(answer[:count])
+        return count
 
-    def _patiently(self, attempt: Callable[[], object]) -> None:
-        patience = Patience(self._dialler, self._pause)
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        patience = Patience(self._dialler, self._pause, retry_s=0 if self._grows else None)
         while True:
             try:
-                attempt()
-                return
+                return attempt()
             except BrokenConnectionError as error:
                 self.close()
                 patience.wait(error)

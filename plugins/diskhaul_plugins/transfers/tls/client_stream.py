@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from diskhaul.api import Buffer, DigestingStoreFile
-from diskhaul.errors import DiskhaulError
+from diskhaul.errors import DiskhaulError, UnreachableNodeError
 
 from .calls import Caller, Patience
 from .client_reader import FileRanges
@@ -34,6 +34,7 @@ class TlsFile(DigestingStoreFile):
         self._name = name
         self._window = Window(name, magic, caller.dialler.settings.window_mib * MIB)
         self._sender = _Sender(caller, credentials, name, magic, self._window)
+        self._digested_there = True  # until the receiver says that it cannot
         self._ranges = FileRanges(caller, dict(credentials) | {"name": name}, name, grows=True)
         self._end = 0  # of what was appended
         self._piece = min(_PIECE, caller.dialler.settings.window_mib * MIB // 4)
@@ -56,8 +57,15 @@ class TlsFile(DigestingStoreFile):
     def settled(self) -> int:
         return max(0, min(self._end, self._window.written_to) - _BEING_WRITTEN)
 
-    def range_digest(self, offset: int, length: int, /) -> bytes:
-        return self._ranges.digest(offset, length)
+    def range_digest(self, offset: int, length: int, /) -> bytes | None:
+        if not self._digested_there:
+            return None
+        try:
+            digest = self._ranges.digest(offset, length)
+        except UnreachableNodeError:
+            return None  # whether the receiver can be reached is the streams' business
+        self._digested_there = bool(digest)
+        return digest or None
 
     def append(self, parts: Sequence[Buffer], /) -> None:
         together = bytearray()

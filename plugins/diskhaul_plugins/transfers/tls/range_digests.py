@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from blake3 import blake3
 
 import diskhaul_native as native
 
-from ...storages.raw import RawReader
+from ...storages.raw import RawReader, storage_error
 
 _PIECE = 4 << 20  # bytes that are read at a time
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what reading past the page cache fails with where that cannot be done
 
 
 class RangeDigests:
-    """Digests ranges of `file`, which stays the caller's. One thread at a time."""
+    """Digests ranges of `file`, which stays the caller's. One thread at a time.
+
+    Attributes:
+        direct: it is read past the page cache, until that has been refused.
+    """
 
     def __init__(self, file: RawReader) -> None:
         self._file = file
@@ -26,6 +32,10 @@ class RangeDigests:
                 self._direct = native.open_direct(file.fileno())
         except OSError:
             pass  # then through the page cache
+
+    @property
+    def direct(self) -> bool:
+        return self._direct >= 0
 
     def digest(self, offset: int, length: int) -> bytes:
         """BLAKE3 (32 bytes) of `length` bytes from `offset` on.
@@ -50,8 +60,10 @@ class RangeDigests:
                 blocks = self._buffer[: length + -length % self._alignment]  # of the file's last one there is only a part
                 native.read_direct(self._direct, blocks, begin, length)
                 return self._buffer[:length]
-            except OSError:
-                self.close()  # the page cache tells what is wrong with it, if something is
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise storage_error("read", self._file.path, error, begin) from error
+                self.close()
         self._file.read_into(begin, self._buffer[:length])
         return self._buffer[:length]
 

@@ -277,21 +277,22 @@ class Service:
         with self._reader(peer, hello) as reader, closing(reader.open(field(hello, "name", str))) as file:
             status = os.fstat(file.fileno())
             connection.send_document(Kind.READY, {"size": file.size, "file": f"{status.st_dev}:{status.st_ino}"})
-            self._answer_reads(connection, file, _sign_of_life_s(hello))
+            self._answer_reads(connection, file, _sign_of_life_s(hello), grows=hello.get("grows") is True)
 
-    def _answer_reads(self, connection: Connection, file: RawReader, sign_of_life_s: float) -> None:
+    def _answer_reads(self, connection: Connection, file: RawReader, sign_of_life_s: float, *, grows: bool) -> None:
+        """Of a file that `grows` nothing is digested but what the medium holds: the cache has what has just come."""
         buffer = memoryview(bytearray(0))
         with closing(RangeDigests(file)) as digests, ThreadPoolExecutor(1, "diskhaul-tls-digest") as pool:
             while True:
                 kind, fields = connection.receive(Kind.READ, Kind.DIGEST)
                 offset, length = READ_FIELDS.unpack(fields)
-                if offset + length > file.size:
-                    file.measure()  # one that is being received grows
+                if grows and offset + length > file.size:
+                    file.measure()
                 if (kind is Kind.READ and length > MAX_DATA) or offset + length > file.size:
                     raise WireError(f"{length} bytes at {offset} cannot be read of a file of {file.size}")
                 if kind is Kind.DIGEST:
                     digest = _while_working(connection, pool.submit(digests.digest, offset, length), sign_of_life_s)
-                    connection.send(Kind.DIGESTED, digest)
+                    connection.send(Kind.DIGESTED, digest if digests.direct or not grows else b"")
                     continue
                 if length > len(buffer):
                     buffer = memoryview(bytearray(length))
