@@ -249,6 +249,12 @@ def _compressed(place: Place, variants: Variants) -> list[Contestant]:
         group.export("diskhaul", "diskhaul zstd:1", _ZSTD),
         group.export("diskhaul-unverified", "diskhaul zstd:1, --verify none", (*_ZSTD, *_UNVERIFIED)),
         group.export("diskhaul-skip", "diskhaul zstd:1, --zero-free-space", (*_ZSTD, *_SKIPPING), kind="skipping"),
+        group.export(
+            "diskhaul-skip-unverified",
+            "diskhaul zstd:1, --zero-free-space, --verify none",
+            (*_ZSTD, *_SKIPPING, *_UNVERIFIED),
+            kind="skipping",
+        ),
         *(group.export(f"diskhaul-{name}", f"diskhaul zstd:1, {name}", (*_ZSTD, *more)) for name, more in variants.items()),
         *(
             group.other(
