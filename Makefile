@@ -93,7 +93,7 @@ bench-compare: $(VENV)/.installed-test
 # Can the benchmarks be collected, and the programs beside them be started?
 bench-check: $(VENV)/.installed-test
 	$(BENCH) --collect-only -qq benches
-	for program in bare_loop compare diff fill python_share; do $(BIN)/python benches/$$program.py --help >/dev/null || exit 1; done
+	for program in bare_disk bare_loop compare diff fill python_share; do $(BIN)/python benches/$$program.py --help >/dev/null || exit 1; done
 
 compare: $(VENV)/.installed-bench
 	scripts/system-packages compare
