@@ -7,7 +7,7 @@ same functions in plain Python, for tests; it is never used in place of the C co
 
 from __future__ import annotations
 
-from .errors import NativeIOError
+from .errors import DIRECT_IO_REFUSED, NativeIOError
 
 try:
     from .low_level import (
@@ -47,6 +47,7 @@ from .ranges import CopyResult, SharedBlocks
 
 __all__ = [
     "BEST_KERNEL",
+    "DIRECT_IO_REFUSED",
     "KERNELS",
     "CopyResult",
     "NativeIOError",

@@ -9,6 +9,10 @@ from __future__ import annotations
 import errno as errno_codes
 import os
 
+DIRECT_IO_REFUSED = (errno_codes.EINVAL, errno_codes.EOPNOTSUPP)
+"""How a file or filesystem says that it does not take direct I/O, at opening or at the first read or write. What it does to a
+valid range is told by other numbers."""
+
 
 class NativeIOError(OSError):
     """A system call failed, or a file ended before the range that was asked for (errno ENODATA).

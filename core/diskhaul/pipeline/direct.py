@@ -13,10 +13,6 @@ from ..options import DirectIO
 _SMALLEST = 256 * 1024
 """Bytes: shorter reads gain nothing from it."""
 
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
-"""How a file or filesystem says that it does not take direct I/O, at opening or at the first read. What the file does to a valid
-range is told by other numbers."""
-
 
 def direct_io_problem(descriptor: int) -> str | None:
     """Why what is open there cannot be read directly, or None when it can."""
@@ -66,7 +62,7 @@ class DirectReads:
         try:
             native.read_direct(direct, view[:length], offset, length, name=name)
         except OSError as error:
-            if error.errno not in _REFUSED or self._mode == "always":
+            if error.errno not in native.DIRECT_IO_REFUSED or self._mode == "always":
                 raise
             self.close()
             return 0
@@ -92,7 +88,7 @@ class DirectReads:
                     if self._alignment:
                         self._direct = native.open_direct(self._descriptor)
                 except OSError as error:
-                    if error.errno not in _REFUSED or self._mode == "always":
+                    if error.errno not in native.DIRECT_IO_REFUSED or self._mode == "always":
                         raise
                 if self._direct < 0 and self._mode == "always":
                     raise OSError(errno.EOPNOTSUPP, "direct I/O is not supported here: use direct_io = auto", name)

@@ -88,7 +88,7 @@ class Source:
             return None
         found = digest_there(self.reader, self.label, offset, length)
         if found is None:
-            raise StorageError(f"{self.label}: no digest came for offset {offset}", path=self.label, offset=offset)
+            raise _no_digest(self.label, offset)
         return found
 
     def fetch(self, offset: int, length: int, scratch: Scratch) -> memoryview:
@@ -212,8 +212,12 @@ def digest_there(file: DigestingReader | DigestingStoreFile, label: str, offset:
     except Exception as error:  # as in `Source.fill`
         raise _failure(label, "digest", offset, error) from error
     if found is not None and (not isinstance(found, bytes) or len(found) != DIGEST_LENGTH):
-        raise StorageError(f"{label}: no digest came for offset {offset}", path=label, offset=offset)
+        raise _no_digest(label, offset)
     return found
+
+
+def _no_digest(label: str, offset: int) -> StorageError:
+    return StorageError(f"{label}: no digest came for offset {offset}", path=label, offset=offset)
 
 
 def _failure(label: str, doing: str, offset: int, error: Exception) -> StorageError:

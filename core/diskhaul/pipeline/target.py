@@ -20,8 +20,6 @@ _ZERO_BLOCK = 64 * 1024
 takes longer."""
 _SMALLEST = 64 * 1024  # bytes; shorter writes gain nothing from it
 
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
-"""How a filesystem that opened a file for direct I/O says at the first write that it does not have it."""
 _NO_WRITEBACK = (errno.EINVAL, errno.EOPNOTSUPP, errno.ESPIPE, errno.ENOSYS)
 
 
@@ -75,7 +73,7 @@ class Target:
                 direct, view, offset, block_size=block_size, zero_holes=not self.reads_zero, name=self.label
             )
         except OSError as error:
-            if error.errno not in _REFUSED or self._mode == "always":
+            if error.errno not in native.DIRECT_IO_REFUSED or self._mode == "always":
                 raise self._failed(error, offset) from error
         self._refused = True
         return self._write_cached(offset, view)
@@ -143,7 +141,7 @@ class Target:
         place = getattr(error, "offset", None)
         offset = place if isinstance(place, int) else offset
         reason = os.strerror(error.errno or 0)
-        if error.errno in _REFUSED:
+        if error.errno in native.DIRECT_IO_REFUSED:
             reason += " (direct_io = always: direct I/O is not possible here; use direct_io = auto)"
         return StorageError(f"{self.label}: cannot write at offset {offset}: {reason}", path=self.label, offset=offset)
 

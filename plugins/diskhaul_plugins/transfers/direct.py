@@ -10,8 +10,6 @@ import diskhaul_native as native
 STAGE_SIZE = 4 << 20
 """Bytes that are gathered before they are written: a multiple of every alignment there is."""
 
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
-
 
 class DirectWrites:
     """Direct I/O on a file that is open for reading and writing. One thread at a time, but for `write_sparse` and `read_back`.
@@ -83,7 +81,7 @@ class DirectWrites:
         try:
             native.read_direct(self._direct, view, offset, len(view), name=self._name)
         except OSError as error:
-            if error.errno not in _REFUSED:
+            if error.errno not in native.DIRECT_IO_REFUSED:
                 raise
             return False
         return True
@@ -100,6 +98,6 @@ class DirectWrites:
 
     def _refuse(self, error: OSError) -> None:
         """Remember that the file takes no direct writes; raise `error` if that is not what it says."""
-        if error.errno not in _REFUSED:
+        if error.errno not in native.DIRECT_IO_REFUSED:
             raise error
         self.refused = True

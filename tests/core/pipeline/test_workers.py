@@ -235,47 +235,32 @@ def test_a_disk_that_hangs_stalls_the_run_and_is_named(where: str) -> None:
         assert not thread.is_alive()
 
 
-def test_a_disk_whose_file_moves_on_is_not_stalled_however_long_a_call_takes() -> None:
-    class MovingJob(Job):
-        asked = 0
+class MovingJob(Job):
+    """One of which something is heard all the time."""
 
+    asked = 0
+
+    @property
+    def moved(self) -> int:
+        self.asked += 1
+        return self.asked
+
+
+def test_a_disk_whose_file_moves_on_is_not_stalled_however_long_a_call_takes() -> None:
+    class LongMovingJob(MovingJob):
         @property
         def moved(self) -> int:
             """Grows for longer than the run would wait for a disk of which nothing is heard."""
-            self.asked += 1
             if time.monotonic() > until:
                 release.set()
-            return self.asked
+            return super().moved
 
     release = threading.Event()
     until = time.monotonic() + 1.5
-    job = MovingJob(1, task0=lambda: release.wait(END_S))
+    job = LongMovingJob(1, task0=lambda: release.wait(END_S))
     go(job, stall_s=0.5)
     assert job.done == [0]
     assert job.finishes == 1
-
-
-def test_a_stopped_run_does_not_wait_for_a_file_that_moves_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    class MovingJob(Job):
-        asked = 0
-
-        @property
-        def moved(self) -> int:
-            self.asked += 1
-            return self.asked
-
-    monkeypatch.setattr(workers, "CANCEL_GRACE_S", 0.5)
-    token, release = CancellationToken(), threading.Event()
-
-    def hang() -> None:
-        token.cancel()
-        release.wait(END_S)
-
-    try:
-        with pytest.raises(PipelineStalledError):
-            go(MovingJob(1, task0=hang), token=token)
-    finally:
-        release.set()
 
 
 def test_a_stall_does_not_hide_an_error_that_came_first() -> None:
@@ -296,8 +281,10 @@ def test_a_stall_does_not_hide_an_error_that_came_first() -> None:
         release.set()
 
 
-@pytest.mark.parametrize("where", ["take0", "task0"])
-def test_a_cancelled_run_waits_only_a_little_for_a_hanging_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+@pytest.mark.parametrize(("kind", "where"), [(Job, "take0"), (Job, "task0"), (MovingJob, "task0")])
+def test_a_cancelled_run_waits_only_a_little_for_a_hanging_disk_also_for_one_that_moves(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Job], where: str
+) -> None:
     monkeypatch.setattr(workers, "CANCEL_GRACE_S", 0.5)
     token, release = CancellationToken(), threading.Event()
 
@@ -307,7 +294,7 @@ def test_a_cancelled_run_waits_only_a_little_for_a_hanging_disk(monkeypatch: pyt
 
     try:
         with pytest.raises(PipelineStalledError) as caught:
-            go(Job(1, **{where: hang}), token=token)
+            go(kind(1, **{where: hang}), token=token)
         assert caught.value.stuck == (0,)
     finally:
         release.set()

@@ -55,7 +55,7 @@ class TlsFile(DigestingStoreFile):
 
     @property
     def settled(self) -> int:
-        return max(0, min(self._end, self._window.written_to) - _BEING_WRITTEN)
+        return max(0, min(self._end, self._window.written) - _BEING_WRITTEN)
 
     def range_digest(self, offset: int, length: int, /) -> bytes | None:
         if not self._digested_there:

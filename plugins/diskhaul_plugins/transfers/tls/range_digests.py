@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from blake3 import blake3
@@ -12,7 +11,6 @@ import diskhaul_native as native
 from ...storages.raw import RawReader, storage_error
 
 _PIECE = 4 << 20  # bytes that are read at a time
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what reading past the page cache fails with where that cannot be done
 
 
 class RangeDigests:
@@ -61,7 +59,7 @@ class RangeDigests:
                 native.read_direct(self._direct, blocks, begin, length)
                 return self._buffer[:length]
             except OSError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in native.DIRECT_IO_REFUSED:
                     raise storage_error("read", self._file.path, error, begin) from error
                 self.close()
         self._file.read_into(begin, self._buffer[:length])

@@ -19,14 +19,14 @@ class Window:
 
     Attributes:
         resent: bytes of data that had to be sent again so far.
-        written_to: where the data end that the receiver has last acknowledged as written.
+        written: bytes of data that the receiver has acknowledged as written.
         durable: the receiver has acknowledged the trailer, after its fsync.
         closed: nobody waits for it any more.
         failure: why it will never be durable, or None.
     """
 
     def __init__(self, name: str, magic: bytes, limit: int) -> None:
-        self.resent = self.written_to = 0
+        self.resent = self.written = 0
         self.durable = self.closed = False
         self.failure: BaseException | None = None
         self._name, self._limit = name, limit
@@ -181,7 +181,7 @@ class Window:
         while self._frames and self._frames[0].number < due:
             frame = self._frames.popleft()
             self._bytes -= len(frame.payload)
-            self.written_to = frame.offset + len(frame.payload) if frame.payload else self.written_to
+            self.written += len(frame.payload)
             dropped += 1
         return dropped
 

@@ -171,13 +171,12 @@ def binary_field(document: Mapping[str, Any], name: str, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileFrame:
-    """A numbered frame of a file. `fields` are as they go over the wire; `payload` is what a DATA frame carries to `offset`."""
+    """A numbered frame of a file. `fields` are as they go over the wire; `payload` is what a DATA frame carries."""
 
     kind: Kind
     number: int
     fields: bytes
     payload: Buffer = b""
-    offset: int = 0
 
     @property
     def parts(self) -> tuple[bytes, Buffer]:
@@ -187,7 +186,7 @@ class FileFrame:
 
 
 def data_frame(number: int, offset: int, payload: Buffer) -> FileFrame:
-    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, blake3(payload).digest()), payload, offset)
+    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, blake3(payload).digest()), payload)
 
 
 def size_frame(number: int, size: int) -> FileFrame:
