@@ -166,6 +166,16 @@ def test_encoding_is_repeatable_and_encoders_can_be_used_again(name: str) -> Non
     assert [decoded(decoder, frame, len(chunk)) for frame, chunk in zip(first, chunks, strict=True)] == chunks
 
 
+@pytest.mark.parametrize("level", [-3, 1, 2, 3])
+def test_what_repeats_anywhere_in_a_chunk_is_stored_once(level: int) -> None:
+    text = random.Random(1).randbytes(300_000).hex().encode()  # longer than the window of `zstd -1`
+    encoder = codec_for("zstd", level).encoder()
+
+    once, thrice = (len(encoder.encode(memoryview(text * count))) for count in (1, 3))
+
+    assert thrice < 1.1 * once
+
+
 def test_raw_chunks_are_not_copied() -> None:
     chunk = memoryview(bytearray(100))
     assert codec_for("none").encoder().encode(chunk) is chunk
