@@ -68,6 +68,52 @@ def test_what_has_settled_is_not_in_the_cache_and_can_be_read_back(file: Directo
     assert view == content[MIB : 2 * MIB]
 
 
+def test_what_has_been_drained_lies_in_the_file_but_for_less_than_a_block(file: DirectoryFile, tmp_path: Path) -> None:
+    block = native.direct_alignment(file.fileno())
+    content = b""
+    for length in (5, block - 5, 10_001, 1, STAGE_SIZE + 700, 0, 2 * STAGE_SIZE):
+        part = os.urandom(length)
+        file.append([part])
+        content += part
+        rest = file.drain()
+        assert len(rest) < block
+        assert stored(tmp_path).read_bytes() + rest == content
+        assert file.settled == len(content) - len(rest)
+    file.finish()
+    assert stored(tmp_path).read_bytes() == content
+
+
+def test_what_is_drained_where_direct_writes_are_refused_goes_through_the_cache(
+    file: DirectoryFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(native, "write_from", refuse)
+    content = os.urandom(10_001)
+    file.append([content])
+    assert file.drain() == b""
+    file.append([b"more"])
+    assert file.drain() == b""
+    file.finish()
+    assert stored(tmp_path).read_bytes() == content + b"more"
+
+
+def test_what_cannot_be_drained_is_an_error_that_stays(file: DirectoryFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    file.append([os.urandom(10_001)])
+    with monkeypatch.context() as patched:
+        patched.setattr(native, "write_from", fail)
+        with pytest.raises(StorageError, match="cannot write at offset 0: Input/output error"):
+            file.drain()
+    with pytest.raises(StorageError, match="an earlier write failed"):
+        file.drain()
+    with pytest.raises(StorageError, match="an earlier write failed"):
+        file.finish()
+
+
 def test_read_back_shows_what_the_medium_holds_and_not_what_was_written(file: DirectoryFile, tmp_path: Path) -> None:
     file.append([bytes(STAGE_SIZE)])
     with open(stored(tmp_path), "r+b") as other:

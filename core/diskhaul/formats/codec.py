@@ -292,8 +292,8 @@ _ZSTD_WINDOW_LOG = 23
 def _zstd_parameters(level: int, length: int) -> Any:
     """The parameters of `level` for `length` bytes, but that matches may lie as far apart as the chunk is long.
 
-    A decoder has all of a chunk in memory anyway. Level 1 has a window of 512 KiB; without that limit chunks of 4 MiB took 0.98 of
-    the time and 0.991 to 0.995 of the room, and the other levels up to 5 no more of either but for noise.
+    A decoder has all of a chunk in memory anyway. Level 1 has a window of 512 KiB; without that limit chunks of 4 MiB took 0.98
+    of the time and 0.991 to 0.995 of the room, and the other levels up to 5 no more of either but for noise.
     """
     from zstandard import ZstdCompressionParameters  # here, so that listing codecs does not load it
 

@@ -9,30 +9,36 @@ import diskhaul_native as native
 
 STAGE_SIZE = 4 << 20
 """Bytes that are gathered before they are written: a multiple of every alignment there is."""
+LARGEST_BLOCK = 64 << 10
+"""Bytes: the largest alignment that is taken."""
 
 
 class DirectWrites:
     """Direct I/O on a file that is open for reading and writing. One thread at a time, but for `write_sparse` and `read_back`.
 
-    Appended bytes are gathered into whole stages. A filesystem that takes direct I/O at opening and refuses it when it comes to
-    writing is found out at the first write; from then on `refused` is true, and nothing is written here any more.
+    Appended bytes are gathered into whole stages, unless `drain` writes what there is. A filesystem that takes direct I/O at
+    opening and refuses it when it comes to writing is found out at the first write; from then on `refused` is true, and nothing
+    is written here any more.
+
+    Args:
+        end: where the first appended byte belongs.
 
     Attributes:
         settled: bytes from the file's beginning that have been appended directly: they lie on the medium.
         refused: the file does not take direct writes after all.
 
     Raises:
-        OSError: EOPNOTSUPP where the file cannot have direct I/O.
+        OSError: EOPNOTSUPP where the file cannot have direct I/O, or not from `end` on.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int, name: str, end: int = 0) -> None:
         self._name = name
-        self.settled = 0
+        self.settled = end
         self.refused = False
         self._stage: memoryview | None = None
         self._filled = 0
         self._alignment = native.direct_alignment(descriptor)
-        if not self._alignment or STAGE_SIZE % self._alignment:
+        if not self._alignment or LARGEST_BLOCK % self._alignment or end % self._alignment:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
         self._direct = native.open_direct(descriptor, writable=True, name=name)
 
@@ -52,17 +58,23 @@ class DirectWrites:
             self._filled += len(piece)
             taken += len(piece)
             if self._filled == STAGE_SIZE:
-                self._write_stage(self._stage)
+                self.drain()
         return taken
 
-    def _write_stage(self, stage: memoryview) -> None:
+    def drain(self) -> None:
+        """Write the whole blocks of what has been gathered: less than one is left, unless `refused`."""
+        whole = self._filled - self._filled % self._alignment
+        if not whole or self._stage is None:
+            return
         try:
-            native.write_from(self._direct, stage, self.settled, name=self._name)
+            native.write_from(self._direct, self._stage[:whole], self.settled, name=self._name)
         except OSError as error:
             self._refuse(error)
         else:
-            self.settled += STAGE_SIZE
-            self._filled = 0
+            left = self._filled - whole
+            self._stage[:left] = self._stage[whole : self._filled]
+            self.settled += whole
+            self._filled = left
 
     def write_sparse(self, view: memoryview, offset: int, block_size: int) -> int | None:
         """Write the blocks of `view` that are not zero; return their bytes, or None where it has to go through the cache."""

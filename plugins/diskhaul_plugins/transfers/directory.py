@@ -418,7 +418,7 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
             return
         with self._using("write") as descriptor:
             try:
-                self._direct = DirectWrites(descriptor, self._path)
+                self._direct = DirectWrites(descriptor, self._path, self._end)
             except OSError as error:
                 if mode == "always":
                     raise self._failed("write past the page cache (direct_io = always)", error) from error
@@ -449,6 +449,25 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
                 return [direct.left, part[taken:], *pending[number + 1 :]]
             self._end += taken
         return []
+
+    def drain(self) -> bytes:
+        """Write what `append` has only gathered, as far as that makes whole blocks; return the rest, at most `LARGEST_BLOCK`.
+
+        That rest is the end of what has been appended, and lies nowhere but here until more comes, or `finish`.
+        """
+        with self._using("write") as descriptor:
+            direct = self._direct
+            if direct is None or direct.refused:
+                return b""
+            try:
+                direct.drain()
+                if direct.refused:
+                    self._end = direct.settled
+                    self._append_cached(descriptor, [direct.left])
+                    return b""
+            except OSError as error:
+                raise self._failed("write", error, direct.settled) from error
+            return bytes(direct.left)
 
     def _append_cached(self, descriptor: int, pending: list[memoryview]) -> None:
         while pending:

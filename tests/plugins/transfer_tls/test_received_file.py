@@ -9,7 +9,7 @@ import pytest
 from diskhaul.errors import StorageError
 from diskhaul.testing.conformance.storages import pattern
 from diskhaul.testing.conformance.transfers import INSTANCE, NEW
-from diskhaul_plugins.transfers.directory import DirectoryStore, DirectoryWriter
+from diskhaul_plugins.transfers.directory import DirectoryFile, DirectoryStore, DirectoryWriter, KeptFile
 from diskhaul_plugins.transfers.tls.connection import BrokenConnectionError
 from diskhaul_plugins.transfers.tls.progress import Progress, ProgressFile
 from diskhaul_plugins.transfers.tls.received_file import ReceivedFile
@@ -127,11 +127,13 @@ def test_progress_is_the_newest_whole_record(tmp_path: Path) -> None:
     records = ProgressFile(place, new=True)
     assert records.read(0) is None
     for due in range(5):
-        records.write(1, Progress(due, 10 * due, 20 * due, raw=True, finished=due == 4, chain=bytes([due] * 32)))
-    assert records.read(1) == Progress(4, 40, 80, raw=True, finished=True, chain=b"\4" * 32)
+        tail = bytes([due]) * (100 - due)
+        records.write(1, Progress(due, 10 * due, 20 * due, raw=True, finished=due == 4, chain=bytes([due] * 32), tail=tail))
+    assert records.read(1) == Progress(4, 40, 80, raw=True, finished=True, chain=b"\4" * 32, tail=b"\4" * 96)
     assert records.read(0) is None
     whole = place.read_bytes()
-    for position in range(256, 256 + 76):  # the newest record: 4 is even, so it lies in the slot's first half
+    begin = whole.index(b"\4" * 32) - 32  # of the newest record; its chain comes after 32 bytes, a check and the tail after that
+    for position in range(begin, begin + 64 + 16 + 96):
         torn = bytearray(whole)
         torn[position] ^= 0xFF
         place.write_bytes(torn)
@@ -146,3 +148,40 @@ def test_a_pattern_of_many_frames_comes_out_whole(file: ReceivedFile, tmp_path: 
     for frame in frames_of(*(whole[begin : begin + 7_001] for begin in range(0, len(whole), 7_001))):
         take(file, frame)
     assert stored(tmp_path) == whole
+
+
+def test_what_makes_no_whole_block_lies_in_the_record_and_a_later_receiver_goes_on_with_it(tmp_path: Path) -> None:
+    (tmp_path / "exports").mkdir()
+    store = DirectoryStore(str(tmp_path / "exports"))
+    payloads = [pattern(5), pattern(5000), pattern(300_000), pattern(1), pattern(8192), pattern(70_001)]
+    whole = b"".join(payloads)
+    *frames, trailer = frames_of(*payloads)
+    records = ProgressFile(tmp_path / "x.progress", new=True)
+
+    def received(made: DirectoryFile, progress: Progress | None) -> ReceivedFile:
+        made.use_direct_io("always")
+        if progress is not None:
+            made.append([progress.tail])
+        return ReceivedFile(made, MAGIC, lambda now: records.write(0, now), progress)
+
+    writer = store.begin(INSTANCE, NEW)
+    file = received(writer.create("disk-0.raw"), None)
+    for number, frame in enumerate(frames):
+        take(file, frame, round_=file.begin_round()[0])
+        progress = records.read(0)
+        assert progress is not None
+        assert progress.end == len(b"".join(payloads[: number + 1]))
+        assert len(progress.tail) < 4096
+        assert stored(tmp_path) + progress.tail == whole[: progress.end]
+        # As when the receiver is killed here: the file is longer, since the next frame had been written and not noted.
+        with open(next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")), "ab") as torn:
+            torn.write(b"not noted")
+        writer.leave()
+        writer = store.resume(INSTANCE, NEW, [KeptFile("disk-0.raw", progress.end - len(progress.tail), finished=False)])
+        made = writer.file("disk-0.raw")
+        assert made is not None
+        file = received(made, progress)
+    take(file, trailer, round_=file.begin_round()[0])
+    assert stored(tmp_path) == whole
+    writer.abort()
+    records.close()

@@ -4,6 +4,8 @@ Each file has a slot with room for two records, written in turn: one is whole wh
 written after the data that it speaks of, and never waited for: it is for a process that was killed, whose writes the kernel
 still has. What a machine that went down had not yet written is another matter, which is why a session ends with the machine's
 boot.
+
+Of a file that is written past the page cache, what does not make a whole block lies in the record, until more comes.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
-_RECORD = struct.Struct("!QQQB3x32s")
+from ..direct import LARGEST_BLOCK
+
+_RECORD = struct.Struct("!QQQB3xI32s")
 _CHECK_LENGTH = 16
-_RECORD_ROOM, _SLOT = 128, 256
+_TAIL_ROOM = LARGEST_BLOCK
+_RECORD_ROOM = 128 + _TAIL_ROOM  # there are holes where nothing was written
+_SLOT = 2 * _RECORD_ROOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class Progress:
         raw: its size is set, and data go anywhere.
         finished: its trailer has been found right, and it has been made durable.
         chain: of all frames before `due` (`wire.next_chain`).
+        tail: the last bytes before `end`, which are not in the file yet.
     """
 
     due: int
@@ -39,6 +46,7 @@ class Progress:
     raw: bool
     finished: bool
     chain: bytes
+    tail: bytes = b""
 
 
 class ProgressFile:
@@ -50,8 +58,8 @@ class ProgressFile:
 
     def write(self, slot: int, progress: Progress) -> None:
         flags = progress.raw | progress.finished << 1
-        record = _RECORD.pack(progress.due, progress.length, progress.end, flags, progress.chain)
-        record += blake3(slot.to_bytes(4, "big") + record).digest(_CHECK_LENGTH)
+        record = _RECORD.pack(progress.due, progress.length, progress.end, flags, len(progress.tail), progress.chain)
+        record += blake3(slot.to_bytes(4, "big") + record + progress.tail).digest(_CHECK_LENGTH) + progress.tail
         if os.pwrite(self._descriptor, record, _SLOT * slot + _RECORD_ROOM * (progress.due & 1)) != len(record):
             raise OSError(f"the state of a receiver could not be written whole ({len(record)} bytes)")
 
@@ -61,12 +69,15 @@ class ProgressFile:
         return max((progress for progress in found if progress is not None), key=lambda progress: progress.due, default=None)
 
     def _read(self, slot: int, half: int) -> Progress | None:
-        data = os.pread(self._descriptor, _RECORD.size + _CHECK_LENGTH, _SLOT * slot + _RECORD_ROOM * half)
-        record, check = data[: _RECORD.size], data[_RECORD.size :]
-        if len(check) != _CHECK_LENGTH or check != blake3(slot.to_bytes(4, "big") + record).digest(_CHECK_LENGTH):
+        data = os.pread(self._descriptor, _RECORD_ROOM, _SLOT * slot + _RECORD_ROOM * half)
+        record, check = data[: _RECORD.size], data[_RECORD.size : _RECORD.size + _CHECK_LENGTH]
+        if len(check) != _CHECK_LENGTH:
             return None
-        due, length, end, flags, chain = _RECORD.unpack(record)
-        return Progress(due, length, end, bool(flags & 1), bool(flags & 2), chain)
+        due, length, end, flags, tail_length, chain = _RECORD.unpack(record)
+        tail = data[len(record) + _CHECK_LENGTH :][:tail_length]
+        if check != blake3(slot.to_bytes(4, "big") + record + tail).digest(_CHECK_LENGTH):
+            return None
+        return Progress(due, length, end, bool(flags & 1), bool(flags & 2), chain, tail)
 
     def close(self) -> None:
         if self._descriptor >= 0:

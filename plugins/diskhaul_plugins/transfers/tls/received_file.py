@@ -139,7 +139,7 @@ class ReceivedFile:
                 if offset != now.end:
                     raise WireError(f"{self.name}: data at {offset} where the file ends at {now.end}")
                 self._file.append([payload])
-                after = replace(after, end=offset + len(payload))
+                after = replace(after, end=offset + len(payload), tail=self._file.drain())
         elif kind is Kind.SIZE:
             _, size = SIZE_FIELDS.unpack(fields)
             if size >= 1 << 63:
@@ -151,6 +151,6 @@ class ReceivedFile:
             if length != now.length or given != now.chain:
                 raise WireError(f"{self.name}: the trailer tells of other data than {now.length} bytes that came")
             self._file.finish()
-            after = replace(after, finished=True)
+            after = replace(after, finished=True, tail=b"")
         self._keep(after)
         self._progress = after

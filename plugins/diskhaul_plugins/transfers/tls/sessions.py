@@ -38,10 +38,12 @@ from .settings import Settings
 ID_LENGTH, KEY_LENGTH, TOKEN_LENGTH, MAGIC_LENGTH = 16, 32, 16, 16
 MAX_FILES = 4096
 _SESSION_DESCRIPTORS = 3  # of two directories and of the progress; beside those of files that are not finished
+_FILE_DESCRIPTORS = 2  # one of them for direct I/O
 _KEPT_ENDS = 4096  # of ids of sessions that have ended
 _TOKEN_LIFE_S = 60.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RECORD, _PROGRESS = ".json", ".progress"
+_VERSION = 2  # of both
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Session:
 
     def record(self) -> Mapping[str, Any]:
         return {
-            "version": 1,
+            "version": _VERSION,
             "boot": _boot_id(),
             "key": self.key_digest.hex(),
             "peer": self.peer,
@@ -87,7 +89,8 @@ class Session:
     @property
     def descriptors(self) -> int:
         """How many descriptors it holds."""
-        return _SESSION_DESCRIPTORS + sum(not file.progress.finished for file in list(self.files.values()))
+        unfinished = sum(not file.progress.finished for file in list(self.files.values()))
+        return _SESSION_DESCRIPTORS + _FILE_DESCRIPTORS * unfinished
 
     def stop_streams(self) -> None:
         for file in list(self.files.values()):
@@ -107,7 +110,7 @@ class Sessions:
         self, store: Callable[[], DirectoryStore], directory: Path, settings: Settings, log: Callable[[str], object]
     ) -> None:
         self._store, self._directory, self._log = store, directory, log
-        self._limit, self._timeout_s = settings.max_sessions, settings.session_timeout_s
+        self._limit, self._timeout_s, self._direct_io = settings.max_sessions, settings.session_timeout_s, settings.direct_io
         self._kept_back = 3 * settings.max_connections + settings.max_pending + 64  # descriptors for anything else
         self._sessions: dict[bytes, Session] = {}
         self._left: dict[bytes, float] = {}  # those of an earlier process that nobody has asked for yet: since when
@@ -205,7 +208,7 @@ class Sessions:
                 return known
             if len(session.files) >= MAX_FILES:
                 raise StorageError(f"{session.export_id}: more than {MAX_FILES} files", path=name)
-            self._check_descriptors(1, name)
+            self._check_descriptors(_FILE_DESCRIPTORS, name)
             file = self._received(session, len(session.files), session.writer.create(name), magic, None)
             session.files[name] = file
             self._write(session)
@@ -372,7 +375,7 @@ class Sessions:
             if progress is None:
                 raise ValueError(f"how far {name} had come is not known")
             found.append((slot, name, magic, progress))
-        kept = [KeptFile(name, progress.end, progress.finished) for _, name, _, progress in found]
+        kept = [KeptFile(name, progress.end - len(progress.tail), progress.finished) for _, name, _, progress in found]
         session.writer = self._store().resume(session.instance, session.export_id, kept)
         for slot, name, magic, progress in found:
             file = session.writer.file(name)
@@ -382,6 +385,10 @@ class Sessions:
     def _received(
         self, session: Session, slot: int, file: DirectoryFile, magic: bytes, progress: Progress | None
     ) -> ReceivedFile:
+        if progress is None or not progress.finished:
+            file.use_direct_io(self._direct_io)
+        if progress is not None and progress.tail:
+            file.append([progress.tail])
         received = ReceivedFile(file, magic, lambda now: session.progress.write(slot, now), progress)
         if progress is None:
             session.progress.write(slot, received.progress)
@@ -420,7 +427,9 @@ class Sessions:
 
     def _record(self, id_: bytes) -> Any:
         record = json.loads(self._place(id_, _RECORD).read_text("ascii"))
-        if record["version"] != 1 or record["boot"] != _boot_id():
+        if record["version"] != _VERSION:
+            raise ValueError("another version of diskhaul has received it")
+        if record["boot"] != _boot_id():
             raise ValueError("this machine has been started anew since")
         return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diskhaul.api import BackendContext
 from diskhaul.errors import ConfigurationError
@@ -35,6 +36,7 @@ class Settings:
         max_pending: receiver: connections that are not authenticated yet; the oldest makes room for a new one.
         max_sessions: receiver: exports being received at a time.
         session_timeout_s: receiver: how long nobody may ask for an export that is being received; then its sender counts as dead.
+        direct_io: receiver: "auto" writes compressed disks past the page cache where their files take that, "never" does not.
     """
 
     certificates: Path = Path("certs")
@@ -51,6 +53,7 @@ class Settings:
     max_pending: int = 128
     max_sessions: int = 256
     session_timeout_s: float = 86400.0
+    direct_io: Literal["auto", "never"] = "auto"
 
 
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -81,6 +84,8 @@ def read_settings(context: BackendContext) -> Settings:
 
 
 def _problem(key: str, value: object) -> str | None:
+    if key == "direct_io":
+        return None if value in ("auto", "never") else 'must be "auto" or "never"'
     if key not in _LIMITS:
         if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
             return "must be text"
