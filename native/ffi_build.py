@@ -20,6 +20,7 @@ SOURCES = [
     "page_cache.c",
     "direct_io.c",
     "io_priority.c",
+    "allocation.c",
     "extents.c",
     "zero_range.c",
     "copy_range.c",

@@ -133,6 +133,14 @@ enum {
 /* Set the I/O priority of the calling thread. It counts where the device's scheduler knows priorities (bfq, mq-deadline). */
 int dh_set_io_priority(int level);
 
+/* ---- memory (allocation.c) ---- */
+
+/*
+ * Have malloc keep what is freed, for the whole process and for good, instead of giving it back to the kernel and having it
+ * cleared and mapped anew. -EOPNOTSUPP: this C library has no such setting.
+ */
+int dh_keep_freed_memory(void);
+
 /* ---- extents (extents.c) ---- */
 
 enum { DH_HOLE = 0, DH_DATA = 1 };

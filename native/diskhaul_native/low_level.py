@@ -382,6 +382,15 @@ def set_io_priority(level: str) -> None:
         raise NativeIOError(-result, f"setting the I/O priority {level!r}: {os.strerror(-result)}")
 
 
+def keep_freed_memory() -> bool:
+    """Have the C library keep memory that is freed, for the whole process and for good; False where it cannot (not glibc).
+
+    For programs that export and do little else, to be called before they start threads: chunks are encoded into memory of
+    their own, which would be given back to the kernel after each, and be cleared and mapped again for the next.
+    """
+    return bool(lib.dh_keep_freed_memory() == 0)
+
+
 def address_of(buffer: ReadableBuffer) -> int:
     """Where in memory the buffer begins; what direct I/O wants to be a multiple of `direct_alignment`."""
     with ffi.from_buffer("char[]", buffer) as data:

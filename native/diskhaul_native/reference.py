@@ -531,6 +531,15 @@ def set_io_priority(level: str) -> None:
         raise NativeIOError(code, f"setting the I/O priority {level!r}: {os.strerror(code)}")
 
 
+def keep_freed_memory() -> bool:
+    """See diskhaul_native.keep_freed_memory."""
+    arena_max, mmap_threshold, trim_threshold = -8, -3, -1  # malloc.h
+    set_option = getattr(LIBC, "mallopt", None)
+    return set_option is not None and all(
+        set_option(option, value) for option, value in ((arena_max, 2), (mmap_threshold, 32 << 20), (trim_threshold, 1 << 30))
+    )
+
+
 def clear_bit_runs(bitmap: ReadableBuffer, first: int, count: int) -> array[int]:
     """See diskhaul_native.clear_bit_runs."""
     view = memoryview(bitmap).cast("B")

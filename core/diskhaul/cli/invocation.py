@@ -123,9 +123,12 @@ class Invocation:
                 if self.json and _has_descriptor(sys.stdout) and self._log.is_same_file_as(sys.stdout.fileno()):
                     raise RefusedError("--events and --json would both write to standard output: choose another --events FILE")
             if cancellable:
+                from diskhaul_native import keep_freed_memory
+
                 from .progress import reporter as usual_reporter
                 from .signals import stopping_cleanly
 
+                keep_freed_memory()
                 stack.enter_context(stopping_cleanly(self.cancel, guest=guest))
                 self._reporter = stack.enter_context((reporter or usual_reporter)(quiet=self.quiet, bars=self.progress))
             yield
