@@ -630,6 +630,18 @@ class DigestingStoreFile(StoreFile, Protocol):
 
 
 @runtime_checkable
+class DigestedStoreFile(StoreFile, Protocol):
+    """A `StoreFile` that has use for the digest of what is appended, as one that is sent with it.
+
+    Files need not have this.
+    """
+
+    def append_digested(self, part: Buffer, digest: bytes, /) -> object:
+        """Write `part` at the end, as `append` does; `digest` is its BLAKE3 (32 bytes)."""
+        ...
+
+
+@runtime_checkable
 class MovingStoreFile(StoreFile, Protocol):
     """A `StoreFile` whose `write`, `append` or `finish` may take long although the file moves on.
 

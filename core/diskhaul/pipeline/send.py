@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import diskhaul_native as native
 
 from ..api import Buffer, MovingStoreFile, StoreFile
-from ..formats.chunk_table import ChunkTable, chunk_digest, stored_digest, zero_digest
+from ..formats.chunk_table import STORED_DIGEST_LENGTH, ChunkTable, chunk_digest, stored_digest, zero_digest
 from ..formats.codec import Codec
 from .chunk_plan import MAX_RUN, ChunkRun, chunk_runs, longest_run
 from .early_check import EarlyCheck, StoredFrame
@@ -150,7 +150,7 @@ class SendJob:
             begun = time.perf_counter()
             if cached:
                 free += self._fill(task.run, offset, view)
-            stored = self._encode(index, view, scratch)
+            stored, digest = self._encode(index, view, scratch)
             if stored is not None and self._codec.adaptation is not None:
                 self._codec.adaptation.observe(time.perf_counter() - begun, idle_s)
         if stored is None:
@@ -158,7 +158,7 @@ class SendJob:
             written = 0
         elif self._codec.encoded:
             self._chunks_of[task.number] = index
-            self._appender.put(task.number, (stored,))
+            self._appender.put(task.number, (stored,), digest)
             written = len(stored)
         else:
             written = self._write_raw(index, view, scratch)
@@ -175,17 +175,18 @@ class SendJob:
             for position, length in run.segments
         )
 
-    def _encode(self, index: int, view: memoryview, scratch: Scratch) -> Buffer | None:
-        """Digest a chunk; return what is to be stored for it, None when all of it is zeros."""
+    def _encode(self, index: int, view: memoryview, scratch: Scratch) -> tuple[Buffer | None, bytes]:
+        """Digest a chunk; return what is to be stored for it, None when all of it is zeros, and the BLAKE3 of that."""
         if native.is_zero(view):
-            return None
+            return None, b""
         digest = chunk_digest(view)
         if not self._codec.encoded:
             self.table.set(index, digest)
-            return view
+            return view, digest
         frame: Buffer = scratch.kept(self, self._codec.encoder).encode(view)
-        self.table.set(index, digest, len(frame), stored_digest(frame))
-        return frame
+        digest_of_frame = chunk_digest(frame)
+        self.table.set(index, digest, len(frame), digest_of_frame[:STORED_DIGEST_LENGTH])
+        return frame, digest_of_frame
 
     def _write_raw(self, index: int, view: memoryview, scratch: Scratch) -> int:
         count: object = 0

@@ -89,6 +89,20 @@ def test_pieces_of_several_threads_in_random_order_are_in_order_in_the_file(seed
     assert appender.written == sum(map(len, wanted))
 
 
+def test_a_digest_goes_along_to_a_file_that_has_use_for_it() -> None:
+    class Digested(Appended):
+        def append_digested(self, part: Buffer, digest: bytes, /) -> None:
+            self.append((part, b" with ", digest))
+
+    for file, wanted in ((Digested(), b"one with its digest"), (Appended(), b"one")):
+        appender = OrderedAppender(file, 4)
+        appender.put(1, (b"one",), b"its digest")
+        appender.put(0, (b"ze", b"ro"))
+        appender.put(2, (b"two",))
+        assert file.parts == [b"zero", wanted, b"two"]
+        assert appender.written == len(b"zeroonetwo")
+
+
 def test_a_piece_too_far_ahead_waits_for_the_one_that_is_due() -> None:
     file = Appended()
     appender = OrderedAppender(file, 2)

@@ -10,6 +10,7 @@ import pytest
 
 from diskhaul.api import (
     CloneStoreFile,
+    DigestedStoreFile,
     DigestingReader,
     DigestingStoreFile,
     DirectStoreFile,
@@ -302,6 +303,21 @@ class TransferConformance:
         file.finish()
         with pytest.raises((DiskhaulError, OSError)):
             file.range_digest(0, 1)
+        writer.publish(MANIFEST)
+        assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
+
+    def test_what_comes_with_its_digest_is_appended_like_all_else(self, store: ExportStore) -> None:
+        writer = store.begin(INSTANCE, NEW)
+        file = writer.create("disk-0.raw.zst")
+        if not isinstance(file, DigestedStoreFile):
+            writer.abort()
+            return  # it need not be
+        whole = pattern(9_000_001)
+        for begin, end in ((0, 5), (5, 1_500_000), (3_000_000, 9_000_001)):
+            file.append_digested(whole[begin:end], chunk_digest(whole[begin:end]))
+            if end == 1_500_000:
+                file.append([whole[end:2_000_000], whole[2_000_000:3_000_000]])
+        file.finish()
         writer.publish(MANIFEST)
         assert content(store.open(INSTANCE, NEW), "disk-0.raw.zst") == whole
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from diskhaul.api import Buffer, DigestingStoreFile
+from diskhaul.api import Buffer, DigestedStoreFile, DigestingStoreFile
 from diskhaul.errors import DiskhaulError, UnreachableNodeError
 
 from .calls import Caller, Patience
@@ -16,14 +16,14 @@ from .client_reader import FileRanges
 from .connection import BrokenConnectionError, Connection, failure
 from .settings import MIB
 from .window import Window
-from .wire import ACKNOWLEDGED_FIELDS, Kind, WireError, field, load
+from .wire import ACKNOWLEDGED_FIELDS, MAX_DATA, Kind, WireError, field, load
 
 _PIECE = 1 << 20  # bytes in a frame: what the CPU's own caches hold while it is digested and encrypted
 _BEING_WRITTEN = 32 << 20  # bytes before a file's end that the receiver's kernel may not have written by now
 _SMALL = 64 << 10  # parts below this are put together, up to this
 
 
-class TlsFile(DigestingStoreFile):
+class TlsFile(DigestingStoreFile, DigestedStoreFile):
     """A file of an export that is being sent. Thread-safe as `diskhaul.api.DigestingStoreFile` says.
 
     Data are taken as soon as there is room in the window, and sent by threads of this object. What the receiver has written is
@@ -37,7 +37,8 @@ class TlsFile(DigestingStoreFile):
         self._digested_there = True  # until the receiver says that it cannot
         self._ranges = FileRanges(caller, dict(credentials) | {"name": name}, name, grows=True)
         self._end = 0  # of what was appended
-        self._piece = min(_PIECE, caller.dialler.settings.window_mib * MIB // 4)
+        most = caller.dialler.settings.window_mib * MIB // 4
+        self._piece, self._largest = min(_PIECE, most), min(MAX_DATA, most)
 
     @property
     def name(self) -> str:
@@ -82,9 +83,16 @@ class TlsFile(DigestingStoreFile):
                 self._append(_kept(view[begin : begin + self._piece]))
         self._append(bytes(together))
 
-    def _append(self, payload: Buffer) -> None:
+    def append_digested(self, part: Buffer, digest: bytes, /) -> None:
+        view = memoryview(part).cast("B")
+        if len(view) <= self._largest:
+            self._append(_kept(view), digest)
+        else:
+            self.append((view,))
+
+    def _append(self, payload: Buffer, digest: bytes | None = None) -> None:
         if len(payload):
-            self._window.put_data(self._end, payload)
+            self._window.put_data(self._end, payload, digest)
             self._end += len(payload)
         self._sender.start()
 

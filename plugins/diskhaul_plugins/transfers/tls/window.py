@@ -41,8 +41,8 @@ class Window:
 
     # --- the file's side --------------------------------------------------------------------------------------------
 
-    def put_data(self, offset: int, payload: Buffer) -> None:
-        """Put in data; waits for room.
+    def put_data(self, offset: int, payload: Buffer, digest: bytes | None = None) -> None:
+        """Put in data, with their BLAKE3 where that is known; waits for room.
 
         Raises:
             StorageError: it has failed, or ended.
@@ -51,7 +51,7 @@ class Window:
             self._changed.wait_for(lambda: self.failure is not None or self.closed or self._has_room(len(payload)))
             self._check()
             # Digested while the others wait: the numbers have to go up as the offsets do.
-            self._put(data_frame(self._count, offset, payload))
+            self._put(data_frame(self._count, offset, payload, digest))
 
     def put_size(self, size: int) -> None:
         with self._changed:

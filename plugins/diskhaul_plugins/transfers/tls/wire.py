@@ -185,8 +185,9 @@ class FileFrame:
         return head(self.kind, length) + self.fields, self.payload
 
 
-def data_frame(number: int, offset: int, payload: Buffer) -> FileFrame:
-    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, blake3(payload).digest()), payload)
+def data_frame(number: int, offset: int, payload: Buffer, digest: bytes | None = None) -> FileFrame:
+    """A frame with `payload`, whose BLAKE3 is `digest` where that is known."""
+    return FileFrame(Kind.DATA, number, DATA_FIELDS.pack(number, offset, digest or blake3(payload).digest()), payload)
 
 
 def size_frame(number: int, size: int) -> FileFrame:
