@@ -1,11 +1,15 @@
 """One stream of the transfer `tls`, from memory into a file on a receiver, beside what a bare Python `ssl` pair moves.
 
     python -m benches.tls_stream [--mib 2048] [--rounds 5] [--work /dev/shm]
+    python -m benches.tls_stream --append --work /var/tmp
 
 Both on loopback, between two processes, with the same certificates, in turn, in the same run. The bare pair sends the same
 buffers with `sendall` and receives into one buffer, and does nothing else. The transfer digests every frame at both ends,
 writes it into the page cache, and acknowledges it; its time ends with the receiver's fsync. It writes the same 64 MiB of a
 file again and again, so that what is measured is the stream, and not how fast the kernel finds memory for a file.
+
+With --append it sends what an export that is compressed does: frames whose digests are known, which are appended, past the page
+cache where the filesystem of WORK has direct I/O. Then the disk has to be faster than the stream.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathlib import Path
 
 from diskhaul import certificates
 from diskhaul.api import BackendContext
+from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.host import PluginHost
 from diskhaul.model import Cluster, Instance, Node
 from diskhaul_plugins.transfers.tls.identities import Identity
@@ -80,8 +85,9 @@ def bare_rate(certs: Path, chunks: list[bytes]) -> float:
             return sum(map(len, chunks)) / (time.perf_counter() - begun)
 
 
-def transfer_rate(certs: Path, work: Path, chunks: list[bytes], streams: int) -> float:
+def transfer_rate(certs: Path, work: Path, chunks: list[bytes], streams: int, *, append: bool) -> float:
     """Bytes a second of the transfer."""
+    digests = {id(chunk): chunk_digest(chunk) for chunk in chunks} if append else {}
     (work / "exports").mkdir()
     beta = Node(name="beta", export_dir=work / "exports", options={"address": "127.0.0.1:1", "listen": "127.0.0.1:0"})
     cluster = Cluster(
@@ -98,11 +104,15 @@ def transfer_rate(certs: Path, work: Path, chunks: list[bytes], streams: int) ->
     with child(receiver.serve_forever):
         store = transfer("alpha").store(replace(beta, options={"address": receiver.address}))
         file = store.begin(INSTANCE, EXPORT_ID).create("disk-0.raw")
-        file.set_size(FILE_SIZE)
-        file.write(0, bytes(b"x" * FILE_SIZE))
+        if not append:
+            file.set_size(FILE_SIZE)
+            file.write(0, bytes(b"x" * FILE_SIZE))
         begun = time.perf_counter()
         for number, chunk in enumerate(chunks):
-            file.write(number * CHUNK % FILE_SIZE, chunk)
+            if append:
+                file.append_digested(chunk, digests[id(chunk)])
+            else:
+                file.write(number * CHUNK % FILE_SIZE, chunk)
         file.finish()
         rate = sum(map(len, chunks)) / (time.perf_counter() - begun)
         store.remove_partial(INSTANCE, EXPORT_ID)
@@ -116,6 +126,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=2048, help="how much is sent each time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--append", action="store_true", help="frames that are appended, as those of a compressed disk")
     parser.add_argument("--work", type=Path, default=Path("/dev/shm"), help="where the receiver writes")
     given = parser.parse_args()
     data = [secrets.token_bytes(CHUNK) for _ in range(16)]
@@ -129,7 +140,7 @@ def main() -> None:
         bare, ours = [], []
         for number in range(given.rounds):
             bare.append(bare_rate(certs, chunks))
-            ours.append(transfer_rate(certs, work, chunks, given.streams))
+            ours.append(transfer_rate(certs, work, chunks, given.streams, append=given.append))
             print(
                 f"round {number}: bare ssl {bare[-1] / 1e6:7.0f} MB/s, tls {ours[-1] / 1e6:7.0f} MB/s, {ours[-1] / bare[-1]:.0%}"
             )
