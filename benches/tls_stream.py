@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diskhaul import certificates
-from diskhaul.api import BackendContext
+from diskhaul.api import BackendContext, DigestedStoreFile
 from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.host import PluginHost
 from diskhaul.model import Cluster, Instance, Node
@@ -104,6 +104,7 @@ def transfer_rate(certs: Path, work: Path, chunks: list[bytes], streams: int, *,
     with child(receiver.serve_forever):
         store = transfer("alpha").store(replace(beta, options={"address": receiver.address}))
         file = store.begin(INSTANCE, EXPORT_ID).create("disk-0.raw")
+        assert isinstance(file, DigestedStoreFile)
         if not append:
             file.set_size(FILE_SIZE)
             file.write(0, bytes(b"x" * FILE_SIZE))

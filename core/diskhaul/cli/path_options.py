@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Declaration, type, metavar, help. All defaults are None, "not given".
 _OPTIONS: tuple[tuple[str, click.ParamType[Any], str | None, str], ...] = (
     ("--threads", click.IntRange(0, MAX_THREADS), "N", "Chunks worked on at once. [default: 0, one more than CPUs, at most 8]"),
-    ("--read-ahead", click.IntRange(0, MAX_READ_AHEAD), "N", "Further chunks read or written meanwhile. [default: 2]"),
+    ("--read-ahead", click.IntRange(0, MAX_READ_AHEAD), "N", "Further chunks read or written meanwhile. [default: 4]"),
     (
         "--direct-io",
         click.Choice(get_args(DirectIO)),

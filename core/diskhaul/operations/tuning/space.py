@@ -17,7 +17,7 @@ from .request import TuneRequest, expand_compressions
 Settings = Mapping[str, Setting]
 
 CHUNK_SIZES = tuple(size * MIB for size in (1, 2, 4, 8, 16))
-READ_AHEADS = (0, 1, DEFAULT_READ_AHEAD, 4, 8)
+READ_AHEADS = (0, 1, 2, DEFAULT_READ_AHEAD, 8)
 SMALL_COMPRESSIONS = ("zstd:1", "zstd:2", "zstd:3", "zstd:5", "zstd:7", "zstd:9", "zstd:12", "zstd:15")
 """What is tried for the smallest export where nothing is said."""
 _MOST_THREADS = 64
