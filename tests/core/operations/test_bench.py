@@ -42,7 +42,7 @@ def target(tmp_path: Path) -> Path:
 
 def test_everything_is_measured_by_one_thread_and_by_all_and_nothing_is_left(disk: Path, target: Path) -> None:
     before = blake3(disk.read_bytes()).digest(), disk.stat().st_mtime_ns
-    result = diskhaul.bench(source=disk, target=target, options=diskhaul.ExportOptions(threads=2), **SHORT)
+    result = diskhaul.bench(source=disk, target=target, options=diskhaul.ExportOptions(threads=2, read_ahead=2), **SHORT)
     assert (blake3(disk.read_bytes()).digest(), disk.stat().st_mtime_ns) == before
     assert os.listdir(target) == []
     measured = {(each.name, each.threads): each for each in result.measurements}

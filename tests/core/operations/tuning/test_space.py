@@ -61,7 +61,7 @@ def test_what_is_given_is_not_searched_and_comes_into_the_profile() -> None:
         "threads": 3,
         "memory": 64 << 20,
         "chunk_size": 4 << 20,
-        "read_ahead": 2,
+        "read_ahead": 4,
         "direct_io": "auto",
     }
 
