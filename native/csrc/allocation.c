@@ -6,13 +6,13 @@
 
 enum {
     LARGEST = 32 << 20, /* bytes: what is not larger comes from an arena; the most that glibc takes */
-    KEPT = 1 << 30, /* bytes at the end of an arena */
+    KEPT = 256 << 20, /* bytes at the end of an arena */
     ARENAS = 2
 };
 
 int dh_keep_freed_memory(void)
 {
-    int done = mallopt(M_ARENA_MAX, ARENAS) && mallopt(M_MMAP_THRESHOLD, LARGEST) && mallopt(M_TRIM_THRESHOLD, KEPT);
+    int done = mallopt(M_MMAP_THRESHOLD, LARGEST) && mallopt(M_TRIM_THRESHOLD, KEPT) && mallopt(M_ARENA_MAX, ARENAS);
     return done ? 0 : -EOPNOTSUPP;
 }
 #else

@@ -8,7 +8,7 @@
  *  - System calls that EINTR stopped are repeated, short reads and writes are continued.
  *  - No global state, no allocation, no output, no signal handling, no Python. The caller owns all memory, and the
  *    functions may run in any number of threads, also on one descriptor: the file position is neither used nor
- *    meaningful afterwards (dh_next_extent moves it).
+ *    meaningful afterwards (dh_next_extent moves it). Only dh_keep_freed_memory is there to change global state.
  *  - A file that ends before the range that was asked for (it shrank) is -ENODATA.
  *
  * What stands between the two "cdef" marks is also read by native/ffi_build.py: plain declarations only.

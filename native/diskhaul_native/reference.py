@@ -536,7 +536,7 @@ def keep_freed_memory() -> bool:
     arena_max, mmap_threshold, trim_threshold = -8, -3, -1  # malloc.h
     set_option = getattr(LIBC, "mallopt", None)
     return set_option is not None and all(
-        set_option(option, value) for option, value in ((arena_max, 2), (mmap_threshold, 32 << 20), (trim_threshold, 1 << 30))
+        set_option(option, value) for option, value in ((mmap_threshold, 32 << 20), (trim_threshold, 256 << 20), (arena_max, 2))
     )
 
 

@@ -18,7 +18,7 @@ from diskhaul.errors import StorageError
 from diskhaul.formats.export_id import partial_name
 from diskhaul.model import Cluster, Node
 from diskhaul.testing.conformance.transfers import INSTANCE, NEW
-from diskhaul_plugins.transfers.direct import STAGE_SIZE
+from diskhaul_plugins.transfers.direct import LARGEST_BLOCK, STAGE_SIZE
 from diskhaul_plugins.transfers.directory import DirectoryFile, DirectoryTransfer, DirectoryWriter
 
 MIB = 1 << 20
@@ -68,15 +68,14 @@ def test_what_has_settled_is_not_in_the_cache_and_can_be_read_back(file: Directo
     assert view == content[MIB : 2 * MIB]
 
 
-def test_what_has_been_drained_lies_in_the_file_but_for_less_than_a_block(file: DirectoryFile, tmp_path: Path) -> None:
-    block = native.direct_alignment(file.fileno())
+def test_what_has_been_drained_lies_in_the_file_but_for_what_is_not_worth_a_write(file: DirectoryFile, tmp_path: Path) -> None:
     content = b""
-    for length in (5, block - 5, 10_001, 1, STAGE_SIZE + 700, 0, 2 * STAGE_SIZE):
+    for length in (5, LARGEST_BLOCK - 5, LARGEST_BLOCK - 1, 10_001, 1, STAGE_SIZE + 700, 0, 2 * STAGE_SIZE):
         part = os.urandom(length)
         file.append([part])
         content += part
         rest = file.drain()
-        assert len(rest) < block
+        assert len(rest) < LARGEST_BLOCK
         assert stored(tmp_path).read_bytes() + rest == content
         assert file.settled == len(content) - len(rest)
     file.finish()
@@ -90,7 +89,7 @@ def test_what_is_drained_where_direct_writes_are_refused_goes_through_the_cache(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(native, "write_from", refuse)
-    content = os.urandom(10_001)
+    content = os.urandom(100_001)
     file.append([content])
     assert file.drain() == b""
     file.append([b"more"])
@@ -103,7 +102,7 @@ def test_what_cannot_be_drained_is_an_error_that_stays(file: DirectoryFile, monk
     def fail(*args: object, **more: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    file.append([os.urandom(10_001)])
+    file.append([os.urandom(100_001)])
     with monkeypatch.context() as patched:
         patched.setattr(native, "write_from", fail)
         with pytest.raises(StorageError, match="cannot write at offset 0: Input/output error"):

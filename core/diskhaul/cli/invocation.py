@@ -123,12 +123,9 @@ class Invocation:
                 if self.json and _has_descriptor(sys.stdout) and self._log.is_same_file_as(sys.stdout.fileno()):
                     raise RefusedError("--events and --json would both write to standard output: choose another --events FILE")
             if cancellable:
-                from diskhaul_native import keep_freed_memory
-
                 from .progress import reporter as usual_reporter
                 from .signals import stopping_cleanly
 
-                keep_freed_memory()
                 stack.enter_context(stopping_cleanly(self.cancel, guest=guest))
                 self._reporter = stack.enter_context((reporter or usual_reporter)(quiet=self.quiet, bars=self.progress))
             yield
@@ -234,6 +231,7 @@ class Command(click.Command):
 
     cancellable = False
     guest = False
+    keeps_memory = False
     reporter: MakeReporter | None = None
     """Makes what shows progress; None is that of a single operation."""
 
@@ -253,6 +251,10 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> int:
         invocation = ctx.ensure_object(Invocation)
+        if self.keeps_memory:
+            from diskhaul_native import keep_freed_memory
+
+            keep_freed_memory()
         with invocation.running(cancellable=self.cancellable, guest=self.guest, reporter=self.reporter):
             with ExitStack() as stack:
                 if invocation.json:
@@ -279,6 +281,13 @@ class Operation(Command):
     """A command that runs for a while: it shows progress and is stopped cleanly by signals."""
 
     cancellable = True
+    keeps_memory = True
+
+
+class Service(Operation):
+    """An operation that serves others until it is stopped. Between them it gives its memory back."""
+
+    keeps_memory = False
 
 
 class GuestOperation(Operation):

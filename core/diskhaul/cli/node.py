@@ -7,14 +7,14 @@ import sys
 import click
 
 from ..errors import RefusedError
-from .invocation import Answer, Argument, Invocation, Operation, Option, common_options
+from .invocation import Answer, Argument, Invocation, Option, Service, common_options
 from .json_output import jsonable
 from .text import escape
 
 ACTIONS = ("serve", "scheduler")
 
 
-@click.command("node", cls=Operation)
+@click.command("node", cls=Service)
 @click.argument("action", cls=Argument, metavar="ACTION", type=click.Choice(ACTIONS))
 @click.option("--node", cls=Option, metavar="NODE", help="serve: which of the cluster's nodes this machine is.")
 @common_options(hidden=True)

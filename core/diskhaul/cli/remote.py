@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import RefusedError, StorageError
-from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, checked, common_options
+from .invocation import PATH, Answer, Argument, Invocation, Operation, Option, Service, checked, common_options
 from .json_output import jsonable
 from .numbers import parse_seconds
 from .restore import grow_option
@@ -50,7 +50,7 @@ def prepare_command(invocation: Invocation, /, instance: str, out: Path | None) 
     )
 
 
-@click.command("receive", cls=Operation)
+@click.command("receive", cls=Service)
 @click.argument("prepared", cls=Argument, metavar="PREPARED")
 @click.option("--node", cls=Option, required=True, metavar="N", help="The node that takes the export: this machine.")
 @click.option("--instance-name", cls=Option, metavar="NEW", help="Call the instance NEW.")

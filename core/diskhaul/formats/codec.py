@@ -124,7 +124,7 @@ class Codec(Protocol):
     def encoder(self) -> Encoder: ...
 
     def encoder_memory(self, length: int, /) -> int:
-        """Bytes that an encoder takes while it encodes chunks of `length` bytes, without the chunk and what comes out."""
+        """Bytes that an encoder touches while it encodes chunks of `length` bytes, without the chunk and what comes out."""
         ...
 
     def decoder(self) -> Decoder: ...
@@ -297,8 +297,9 @@ def _zstd_parameters(level: int, length: int) -> Any:
     """
     from zstandard import ZstdCompressionParameters  # here, so that listing codecs does not load it
 
-    usual = ZstdCompressionParameters.from_level(level, source_size=length)
-    window_log = max(usual.window_log, min((length - 1).bit_length(), _ZSTD_WINDOW_LOG))
+    window_log: int = ZstdCompressionParameters.from_level(level, source_size=length).window_log
+    if level != _ZSTD_STORE:
+        window_log = max(window_log, min((length - 1).bit_length(), _ZSTD_WINDOW_LOG))
     return ZstdCompressionParameters.from_level(
         level, source_size=length, window_log=window_log, write_checksum=True, write_content_size=True, write_dict_id=False
     )

@@ -10,7 +10,7 @@ import diskhaul_native as native
 STAGE_SIZE = 4 << 20
 """Bytes that are gathered before they are written: a multiple of every alignment there is."""
 LARGEST_BLOCK = 64 << 10
-"""Bytes: the largest alignment that is taken."""
+"""Bytes: the largest alignment that is taken, and the least that is worth a write."""
 
 
 class DirectWrites:
@@ -62,10 +62,10 @@ class DirectWrites:
         return taken
 
     def drain(self) -> None:
-        """Write the whole blocks of what has been gathered: less than one is left, unless `refused`."""
-        whole = self._filled - self._filled % self._alignment
-        if not whole or self._stage is None:
+        """Write the whole blocks of what has been gathered, if that is `LARGEST_BLOCK`: less is left, unless `refused`."""
+        if self._filled < LARGEST_BLOCK or self._stage is None:
             return
+        whole = self._filled - self._filled % self._alignment
         try:
             native.write_from(self._direct, self._stage[:whole], self.settled, name=self._name)
         except OSError as error:
@@ -99,7 +99,8 @@ class DirectWrites:
         return True
 
     def close(self) -> None:
-        """Harmless when closed. Nobody may be reading."""
+        """Harmless when closed. Nobody may be reading. What has been gathered is dropped."""
+        self._stage, self._filled = None, 0
         direct, self._direct = self._direct, -1
         if direct >= 0:
             os.close(direct)

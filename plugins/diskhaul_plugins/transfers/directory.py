@@ -451,7 +451,7 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         return []
 
     def drain(self) -> bytes:
-        """Write what `append` has only gathered, as far as that makes whole blocks; return the rest, at most `LARGEST_BLOCK`.
+        """Write what `append` has only gathered, as far as it is worth a write; return the rest, less than `LARGEST_BLOCK`.
 
         That rest is the end of what has been appended, and lies nowhere but here until more comes, or `finish`.
         """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import diskhaul_native as native
 from diskhaul.errors import StorageError
 from diskhaul.testing.conformance.storages import pattern
 from diskhaul.testing.conformance.transfers import INSTANCE, NEW
@@ -82,6 +83,7 @@ WRONG = {
     "an overlap": [data_frame(0, 0, b"one"), data_frame(1, 2, b"two")],
     "beyond the size of a raw file": [size_frame(0, 10), data_frame(1, 8, b"two")],
     "a size that is none": [size_frame(0, 1 << 63)],
+    "a size of a file that was appended to": [data_frame(0, 0, b"one"), size_frame(1, 10)],
     "a trailer of another length": [*frames_of(b"one")[:1], trailer_frame(1, 4, b"c" * 32)],
     "a trailer of other data": [data_frame(0, 0, b"two"), frames_of(b"one")[1]],
     "a trailer of data in another order": [data_frame(0, 0, b"two"), data_frame(1, 3, b"one"), frames_of(b"one", b"two")[2]],
@@ -150,7 +152,7 @@ def test_a_pattern_of_many_frames_comes_out_whole(file: ReceivedFile, tmp_path: 
     assert stored(tmp_path) == whole
 
 
-def test_what_makes_no_whole_block_lies_in_the_record_and_a_later_receiver_goes_on_with_it(tmp_path: Path) -> None:
+def test_what_is_not_worth_a_write_lies_in_the_record_and_a_later_receiver_goes_on_with_it(tmp_path: Path) -> None:
     (tmp_path / "exports").mkdir()
     store = DirectoryStore(str(tmp_path / "exports"))
     payloads = [pattern(5), pattern(5000), pattern(300_000), pattern(1), pattern(8192), pattern(70_001)]
@@ -158,11 +160,10 @@ def test_what_makes_no_whole_block_lies_in_the_record_and_a_later_receiver_goes_
     *frames, trailer = frames_of(*payloads)
     records = ProgressFile(tmp_path / "x.progress", new=True)
 
+    tails = []
+
     def received(made: DirectoryFile, progress: Progress | None) -> ReceivedFile:
-        made.use_direct_io("always")
-        if progress is not None:
-            made.append([progress.tail])
-        return ReceivedFile(made, MAGIC, lambda now: records.write(0, now), progress)
+        return ReceivedFile(made, MAGIC, lambda now: records.write(0, now), progress, direct_io="auto")
 
     writer = store.begin(INSTANCE, NEW)
     file = received(writer.create("disk-0.raw"), None)
@@ -171,7 +172,7 @@ def test_what_makes_no_whole_block_lies_in_the_record_and_a_later_receiver_goes_
         progress = records.read(0)
         assert progress is not None
         assert progress.end == len(b"".join(payloads[: number + 1]))
-        assert len(progress.tail) < 4096
+        tails.append(len(progress.tail))
         assert stored(tmp_path) + progress.tail == whole[: progress.end]
         # As when the receiver is killed here: the file is longer, since the next frame had been written and not noted.
         with open(next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")), "ab") as torn:
@@ -183,5 +184,9 @@ def test_what_makes_no_whole_block_lies_in_the_record_and_a_later_receiver_goes_
         file = received(made, progress)
     take(file, trailer, round_=file.begin_round()[0])
     assert stored(tmp_path) == whole
+    with open(next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")), "rb") as written:
+        block = native.direct_alignment(written.fileno())
+    left = 305_005 % block
+    assert tails == [5, 5005, left, left + 1, left + 8193, (left + 8193 + 70_001) % block]
     writer.abort()
     records.close()

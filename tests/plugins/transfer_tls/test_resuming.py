@@ -326,7 +326,7 @@ def test_a_receiver_that_is_killed_and_started_again_goes_on_where_it_was(
     whole = pattern(6 * MIB)
     cuts = [(STREAM, "client", 12), (STREAM + 2, "client", 100), (STREAM + 4, "server", 3), (STREAM + 6, "client", 61)]
     proxy.faults = [Fault(at, by, record, how=begin_anew) for at, by, record in cuts]  # type: ignore[arg-type]  # literals
-    file = send(through(lab, proxy, window_mib=1), [whole[begin : begin + MIB // 8] for begin in range(0, len(whole), MIB // 8)])
+    file = send(through(lab, proxy, window_mib=1), [whole[begin : begin + 130_001] for begin in range(0, len(whole), 130_001)])
     assert proxy.struck == len(cuts)
     assert file.resent <= MIB * len(cuts)
     assert_stored(lab, whole)

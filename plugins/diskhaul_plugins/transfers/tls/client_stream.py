@@ -226,7 +226,7 @@ class _Stream:
         self._connection, self._bell, self._window, self._patience = connection, bell, window, patience
         self._dialler = caller.dialler
         self._awaited = 0  # frames of this stream that have not been acknowledged
-        self._heard = time.monotonic()  # when an answer came, or the first of those frames was sent
+        self._heard = time.monotonic()  # when an answer came, or one of those frames had been sent
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._poll.register(bell, select.POLLIN)
@@ -247,6 +247,7 @@ class _Stream:
             except BrokenConnectionError:
                 self._hear_why()
                 raise
+            self._heard = time.monotonic()
 
     def _answer_is_there(self) -> bool:
         return self._connection.pending() or any(descriptor != self._bell for descriptor, _ in self._poll.poll(0))

@@ -5,7 +5,7 @@ written after the data that it speaks of, and never waited for: it is for a proc
 still has. What a machine that went down had not yet written is another matter, which is why a session ends with the machine's
 boot.
 
-Of a file that is written past the page cache, what does not make a whole block lies in the record, until more comes.
+Of a file that is written past the page cache, what is not worth a write lies in the record, until more comes.
 """
 
 from __future__ import annotations

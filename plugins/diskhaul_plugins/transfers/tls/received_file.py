@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from blake3 import blake3
 
+from diskhaul.api import Buffer
 from diskhaul.errors import DiskhaulError, StorageError
+from diskhaul.options import DirectIO
 
 from ..directory import DirectoryFile
 from .connection import BrokenConnectionError, Connection
@@ -24,14 +26,28 @@ class ReceivedFile:
     Args:
         magic: the file's own value, which streams have to know.
         keep: writes down how far it has come.
+        progress: how far an earlier receiver had come; its `tail` is not in `file`.
+        direct_io: for what is appended; see `DirectoryFile.use_direct_io`.
+
+    Raises:
+        StorageError: `file` cannot be written.
     """
 
     def __init__(
-        self, file: DirectoryFile, magic: bytes, keep: Callable[[Progress], object], progress: Progress | None = None
+        self,
+        file: DirectoryFile,
+        magic: bytes,
+        keep: Callable[[Progress], object],
+        progress: Progress | None = None,
+        *,
+        direct_io: DirectIO = "never",
     ) -> None:
         self.magic = magic
         self._file, self._keep = file, keep
+        self._direct_io: DirectIO | None = direct_io
         self._progress = progress or Progress(0, 0, 0, raw=False, finished=False, chain=first_chain(magic))
+        if self._progress.tail:
+            self._append(self._progress.tail)
         self._round = 0
         self._streams: list[Connection] = []
         self._failure: DiskhaulError | OSError | None = None
@@ -125,6 +141,14 @@ class ReceivedFile:
         if round_ != self._round:
             raise BrokenConnectionError(f"{self.name}: the sender has begun anew")
 
+    def _append(self, payload: Buffer) -> bytes:
+        """Append to the file; return those of its last bytes that are not in it yet."""
+        if self._direct_io is not None:
+            self._file.use_direct_io(self._direct_io)
+            self._direct_io = None  # asked for once, and not for a file whose size is set
+        self._file.append([payload])
+        return self._file.drain()
+
     def _write(self, kind: Kind, fields: memoryview, payload: memoryview) -> None:
         now = self._progress
         chain = next_chain(now.chain, kind, fields, len(payload))
@@ -138,12 +162,11 @@ class ReceivedFile:
             else:
                 if offset != now.end:
                     raise WireError(f"{self.name}: data at {offset} where the file ends at {now.end}")
-                self._file.append([payload])
-                after = replace(after, end=offset + len(payload), tail=self._file.drain())
+                after = replace(after, end=offset + len(payload), tail=self._append(payload))
         elif kind is Kind.SIZE:
             _, size = SIZE_FIELDS.unpack(fields)
-            if size >= 1 << 63:
-                raise WireError(f"{self.name}: a size of {size}")
+            if size >= 1 << 63 or (now.end and not now.raw):
+                raise WireError(f"{self.name}: a size of {size}, where the file ends at {now.end}")
             self._file.set_size(size)
             after = replace(after, end=size, raw=True)
         else:

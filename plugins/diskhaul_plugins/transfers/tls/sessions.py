@@ -377,19 +377,19 @@ class Sessions:
             found.append((slot, name, magic, progress))
         kept = [KeptFile(name, progress.end - len(progress.tail), progress.finished) for _, name, _, progress in found]
         session.writer = self._store().resume(session.instance, session.export_id, kept)
-        for slot, name, magic, progress in found:
-            file = session.writer.file(name)
-            assert file is not None, "it was kept"
-            session.files[name] = self._received(session, slot, file, magic, progress)
+        try:
+            for slot, name, magic, progress in found:
+                file = session.writer.file(name)
+                assert file is not None, "it was kept"
+                session.files[name] = self._received(session, slot, file, magic, progress)
+        except BaseException:
+            session.writer.leave()
+            raise
 
     def _received(
         self, session: Session, slot: int, file: DirectoryFile, magic: bytes, progress: Progress | None
     ) -> ReceivedFile:
-        if progress is None or not progress.finished:
-            file.use_direct_io(self._direct_io)
-        if progress is not None and progress.tail:
-            file.append([progress.tail])
-        received = ReceivedFile(file, magic, lambda now: session.progress.write(slot, now), progress)
+        received = ReceivedFile(file, magic, lambda now: session.progress.write(slot, now), progress, direct_io=self._direct_io)
         if progress is None:
             session.progress.write(slot, received.progress)
         return received

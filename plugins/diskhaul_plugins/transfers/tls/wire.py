@@ -30,8 +30,8 @@ PROTOCOL = "diskhaul-tls"
 VERSION = 1
 HEAD = struct.Struct("!2sBBI")
 _MAGIC = b"dh"
-MAX_DATA = 4 << 20
-"""Bytes of a file in one frame, at the most."""
+MAX_DATA = (4 << 20) + (64 << 10)
+"""Bytes of a file in one frame, at the most: whatever a chunk of 4 MiB may become."""
 MAX_BODY = 64 << 20
 """Bytes that may come with a call, at the most: a manifest."""
 DIGEST_LENGTH = 32
