@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -152,7 +154,10 @@ def test_a_pattern_of_many_frames_comes_out_whole(file: ReceivedFile, tmp_path: 
     assert stored(tmp_path) == whole
 
 
-def test_what_is_not_worth_a_write_lies_in_the_record_and_a_later_receiver_goes_on_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("modes", [("auto",), ("auto", "never"), ("never", "auto"), ("never",)], ids="-".join)
+def test_what_is_not_worth_a_write_lies_in_the_record_and_a_later_receiver_goes_on_with_it(
+    tmp_path: Path, modes: tuple[Literal["auto", "never"], ...]
+) -> None:
     (tmp_path / "exports").mkdir()
     store = DirectoryStore(str(tmp_path / "exports"))
     payloads = [pattern(5), pattern(5000), pattern(300_000), pattern(1), pattern(8192), pattern(70_001)]
@@ -160,10 +165,10 @@ def test_what_is_not_worth_a_write_lies_in_the_record_and_a_later_receiver_goes_
     *frames, trailer = frames_of(*payloads)
     records = ProgressFile(tmp_path / "x.progress", new=True)
 
-    tails = []
+    tails, mode = [], cycle(modes)
 
     def received(made: DirectoryFile, progress: Progress | None) -> ReceivedFile:
-        return ReceivedFile(made, MAGIC, lambda now: records.write(0, now), progress, direct_io="auto")
+        return ReceivedFile(made, MAGIC, lambda now: records.write(0, now), progress, direct_io=next(mode))
 
     writer = store.begin(INSTANCE, NEW)
     file = received(writer.create("disk-0.raw"), None)
@@ -184,9 +189,12 @@ def test_what_is_not_worth_a_write_lies_in_the_record_and_a_later_receiver_goes_
         file = received(made, progress)
     take(file, trailer, round_=file.begin_round()[0])
     assert stored(tmp_path) == whole
-    with open(next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")), "rb") as written:
-        block = native.direct_alignment(written.fileno())
-    left = 305_005 % block
-    assert tails == [5, 5005, left, left + 1, left + 8193, (left + 8193 + 70_001) % block]
+    if modes == ("auto",):
+        with open(next((tmp_path / "exports" / INSTANCE).glob(".*.partial/disk-0.raw")), "rb") as written:
+            block = native.direct_alignment(written.fileno())
+        left = 305_005 % block
+        assert tails == [5, 5005, left, left + 1, left + 8193, (left + 8193 + 70_001) % block]
+    elif modes == ("never",):
+        assert not any(tails)
     writer.abort()
     records.close()

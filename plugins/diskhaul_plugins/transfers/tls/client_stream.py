@@ -226,7 +226,7 @@ class _Stream:
         self._connection, self._bell, self._window, self._patience = connection, bell, window, patience
         self._dialler = caller.dialler
         self._awaited = 0  # frames of this stream that have not been acknowledged
-        self._heard = time.monotonic()  # when an answer came, or one of those frames had been sent
+        self._heard = time.monotonic()  # when an answer came, or the first of those frames was sent; what sending takes is added
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._poll.register(bell, select.POLLIN)
@@ -239,15 +239,16 @@ class _Stream:
             if frame is None:
                 self._wait()
                 continue
+            begun = time.monotonic()
             if not self._awaited:
-                self._heard = time.monotonic()
+                self._heard = begun
             self._awaited += 1
             try:
                 self._connection.send_raw(*frame.parts)
             except BrokenConnectionError:
                 self._hear_why()
                 raise
-            self._heard = time.monotonic()
+            self._heard += time.monotonic() - begun  # while a frame is being taken, nobody can answer it
 
     def _answer_is_there(self) -> bool:
         return self._connection.pending() or any(descriptor != self._bell for descriptor, _ in self._poll.poll(0))
