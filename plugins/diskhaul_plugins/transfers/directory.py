@@ -462,12 +462,16 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
             try:
                 direct.drain()
                 if direct.refused:
-                    self._end = direct.settled
-                    self._append_cached(descriptor, [direct.left])
+                    self._append_left(descriptor, direct)
                     return b""
             except OSError as error:
                 raise self._failed("write", error, direct.settled) from error
             return bytes(direct.left)
+
+    def _append_left(self, descriptor: int, direct: DirectWrites) -> None:
+        """Append through the cache what has only been gathered."""
+        self._end = direct.settled
+        self._append_cached(descriptor, [direct.left])
 
     def _append_cached(self, descriptor: int, pending: list[memoryview]) -> None:
         while pending:
@@ -514,8 +518,7 @@ class DirectoryFile(DirectStoreFile, CloneStoreFile):
         with self._using("finish") as descriptor:
             try:
                 if self._direct is not None and not self._direct.refused and self._direct.left:
-                    self._end = self._direct.settled
-                    self._append_cached(descriptor, [self._direct.left])
+                    self._append_left(descriptor, self._direct)
                 native.fsync(descriptor, name=self._path)
             except OSError as error:
                 raise self._failed("make it durable", error) from error
