@@ -8,6 +8,9 @@ buffers with `sendall` and receives into one buffer, and does nothing else. The 
 writes it into the page cache, and acknowledges it; its time ends with the receiver's fsync. It writes the same 64 MiB of a
 file again and again, so that what is measured is the stream, and not how fast the kernel finds memory for a file.
 
+Between the two stands a bare pair whose receiver also digests each chunk, on a thread of its own, as whoever checks before it
+writes has to: what is between that and the transfer is all that could be won.
+
 With --append it sends what an export that is compressed does: frames whose digests are known, which are appended, past the page
 cache where the filesystem of WORK has direct I/O. Then the disk has to be faster than the stream.
 """
@@ -23,7 +26,9 @@ import ssl
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +64,31 @@ def child(work: Callable[[], object]) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
-def bare_rate(certs: Path, chunks: list[bytes]) -> float:
-    """Bytes a second of a bare pair."""
+def receive_and_drop(connection: ssl.SSLSocket, size: int) -> None:
+    """Read `size` bytes into one buffer."""
+    buffer = memoryview(bytearray(CHUNK))
+    while size:
+        size -= connection.recv_into(buffer)
+
+
+def receive_and_digest(connection: ssl.SSLSocket, size: int) -> None:
+    """Read `size` bytes, whole chunks, and digest each on another thread while the next one comes."""
+    buffers = [memoryview(bytearray(CHUNK)) for _ in range(4)]
+    digests: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(size // CHUNK):
+            if len(digests) == len(buffers):
+                digests.popleft().result()
+            buffer, filled = buffers[number % len(buffers)], 0
+            while filled < CHUNK:
+                filled += connection.recv_into(buffer[filled:])
+            digests.append(pool.submit(chunk_digest, buffer))
+        for digest in digests:
+            digest.result()
+
+
+def bare_rate(certs: Path, chunks: list[bytes], take: Callable[[ssl.SSLSocket, int], None]) -> float:
+    """Bytes a second of a bare pair, of which the receiver does `take`."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def receive() -> None:
@@ -68,9 +96,7 @@ def bare_rate(certs: Path, chunks: list[bytes]) -> float:
         plain, _ = listener.accept()
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with context.wrap_socket(plain, server_side=True) as connection:
-            left, buffer = sum(map(len, chunks)), memoryview(bytearray(CHUNK))
-            while left:
-                left -= connection.recv_into(buffer)
+            take(connection, sum(map(len, chunks)))
             connection.sendall(b"x")
 
     with listener, child(receive):
@@ -138,15 +164,25 @@ def main() -> None:
         certificates.make_authority(certs, "bench")
         for name in ("alpha", "beta"):
             certificates.issue(certs, name)
-        bare, ours = [], []
+        rates: dict[str, list[float]] = {}
         for number in range(given.rounds):
-            bare.append(bare_rate(certs, chunks))
-            ours.append(transfer_rate(certs, work, chunks, given.streams, append=given.append))
-            print(
-                f"round {number}: bare ssl {bare[-1] / 1e6:7.0f} MB/s, tls {ours[-1] / 1e6:7.0f} MB/s, {ours[-1] / bare[-1]:.0%}"
-            )
-        rates = statistics.median(bare), statistics.median(ours)
-        print(f"median:  bare ssl {rates[0] / 1e6:7.0f} MB/s, tls {rates[1] / 1e6:7.0f} MB/s, {rates[1] / rates[0]:.0%}")
+            round_rates = {
+                "bare ssl": bare_rate(certs, chunks, receive_and_drop),
+                "digested": bare_rate(certs, chunks, receive_and_digest),
+                "tls": transfer_rate(certs, work, chunks, given.streams, append=given.append),
+            }
+            print(f"round {number}: {shown(round_rates)}")
+            for name, rate in round_rates.items():
+                rates.setdefault(name, []).append(rate)
+        print(f"median:  {shown({name: statistics.median(measured) for name, measured in rates.items()})}")
+
+
+def shown(rates: dict[str, float]) -> str:
+    """The rates, and what part of the bare pair's each of the others is."""
+    bare = rates["bare ssl"]
+    return ", ".join(
+        f"{name} {rate / 1e6:.0f} MB/s" + ("" if rate == bare else f" ({rate / bare:.0%})") for name, rate in rates.items()
+    )
 
 
 if __name__ == "__main__":
