@@ -2,10 +2,10 @@
 
     benches/bare_loop.py DISK OUTPUT            for example .../disk.raw .../bare.out
 
-Threads read the chunks of a disk that hold data, digest them with BLAKE3 and compress them with zstd, digest the result, and
-write it past the page cache. There is no order, no error handling, no fsync, no reading back, no export. One step is added
-after the other, in turn, for several rounds; what each adds is what it costs on this machine. How far diskhaul is from the last
-line is its overhead; how far the last line is from another program is all that could be won.
+Threads read the chunks of a disk that hold data, digest them with BLAKE3 and compress them with zstd, digest the result, write it
+past the page cache, read that back, and digest it again. There is no order, no error handling, no fsync, no export. One step is
+added after the other, in turn, for several rounds; what each adds is what it costs on this machine. How far diskhaul is from the
+last line is its overhead; how far the last line is from another program is all that could be won.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from blake3 import blake3
 import diskhaul_native as native
 
 CHUNK = 4 << 20
-STEPS = ("read, digest, compress", "content checksum", "digest of the result", "write past the page cache")
+STEPS = (
+    "read, digest, compress",
+    "content checksum",
+    "digest of the result",
+    "write past the page cache",
+    "read back and digest",
+)
 
 
 def data_chunks(descriptor: int, size: int) -> Iterator[int]:
@@ -48,7 +54,9 @@ class Output:
         self._stage, self._filled, self._offset = native.aligned_buffer(CHUNK), 0, 0
         self._lock = threading.Lock()
 
-    def put(self, frame: bytes) -> None:
+    def put(self, frame: bytes) -> list[int]:
+        """Add `frame`; offsets of the stages that were written with it."""
+        written = []
         with self._lock:
             view = memoryview(frame)
             while view:
@@ -58,7 +66,13 @@ class Output:
                 view = view[len(part) :]
                 if self._filled == CHUNK:
                     native.write_from(self._direct, self._stage, self._offset, name="output")
+                    written.append(self._offset)
                     self._offset, self._filled = self._offset + CHUNK, 0
+        return written
+
+    def read_back(self, offset: int, buffer: memoryview) -> memoryview:
+        """The stage at `offset`, from the medium; the rest of the last stage is never written."""
+        return buffer[: os.preadv(self._direct, [buffer], offset)]
 
     def close(self) -> None:
         os.close(self._direct)
@@ -82,8 +96,9 @@ def run(disk: Path, output: Path, steps: int, threads: int, level: int) -> tuple
             frame = compress(chunk)
             if steps > 2:
                 blake3(frame).digest()
-            if steps > 3:
-                target.put(frame)
+            for written in target.put(frame) if steps > 3 else ():
+                if steps > 4:
+                    blake3(target.read_back(written, buffer)).digest()
 
     begun, used = time.perf_counter(), time.process_time()
     workers = [threading.Thread(target=work) for _ in range(threads)]
