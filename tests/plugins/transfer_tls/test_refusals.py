@@ -22,6 +22,7 @@ from diskhaul.api import ExportStore
 from diskhaul.errors import ConfigurationError, DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.testing.conformance.storages import pattern
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, OLD, content, make, put
+from diskhaul_plugins.transfers.tls import connection as client_connection
 from diskhaul_plugins.transfers.tls.connection import BrokenConnectionError
 from diskhaul_plugins.transfers.tls.wire import Kind
 
@@ -113,7 +114,7 @@ def test_a_client_with_a_wrong_certificate_is_refused_with_a_reason(
     with bare_client(lab, lab.certs / "alpha.pem").wrap_socket(lab.connect()) as client:
         client.settimeout(LIMIT_S)
         try:
-            hello = b'{"protocol":"diskhaul-tls","version":1,"cluster":"lab","to":"beta","for":"calls","silence_ms":9000}'
+            hello = b'{"protocol":"diskhaul-tls","version":2,"cluster":"lab","to":"beta","for":"calls","silence_ms":9000}'
             client.sendall(b"dh\x01\x00" + len(hello).to_bytes(4, "big") + hello)
             answer = client.recv(1)
             assert not answer or client.recv(1000)[:2] == b"h\x03", "READY would be kind 2"
@@ -230,6 +231,26 @@ def test_plaintext_is_refused(lab: Lab) -> None:
     with lab.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: beta\r\n\r\n")
         lab.wait_for_line("refused", "no TLS 1.3 handshake")
+    assert_serves(lab)
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "says"),
+    [
+        ("VERSION", 1, "version 2 of diskhaul-tls only: install the same version of diskhaul on both nodes"),
+        ("VERSION", 3, "version 2 of diskhaul-tls only: install the same version of diskhaul on both nodes"),
+        ("PROTOCOL", "another", "diskhaul-tls only"),
+    ],
+)
+def test_a_sender_of_another_version_is_refused_and_told_what_to_do(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, what: str, value: object, says: str
+) -> None:
+    lab.serve()
+    with monkeypatch.context() as patched:
+        patched.setattr(client_connection, what, value)
+        with pytest.raises(StorageError, match=f"node beta .*{says}"):
+            lab.transfer("alpha").store(lab.node("beta")).list(INSTANCE)
+    assert re.search(says, lab.wait_for_line("refused"))
     assert_serves(lab)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from diskhaul.errors import DiskhaulError, StorageError, UnreachableNodeError
 from diskhaul.formats.chunk_table import chunk_digest
 from diskhaul.testing.conformance.storages import pattern
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, content, make
+from diskhaul_plugins.transfers.directory import DirectoryStore
 from diskhaul_plugins.transfers.tls import sessions
 from diskhaul_plugins.transfers.tls.client_store import TlsWriter
 from diskhaul_plugins.transfers.tls.client_stream import TlsFile
@@ -420,6 +422,47 @@ def test_a_receiver_that_cannot_read_its_medium_digests_nothing_before_the_end(l
         lab.stop()
     finally:
         subprocess.run(["umount", str(lab.work / "beta")], check=True)
+
+
+@pytest.mark.parametrize("where", ["resume", "progress"])
+def test_a_receiver_that_lacks_something_while_it_takes_an_export_up_is_asked_again(
+    lab: Lab, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    proxy.upstream = lab.serve().address
+    failures = [errno.EMFILE, errno.ENOSPC]
+    owner, name = {"resume": (DirectoryStore, "resume"), "progress": (sessions, "ProgressFile")}[where]
+    real = getattr(owner, name)
+
+    def scarce(*arguments: object, **options: object) -> object:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **options)
+
+    def begin_anew() -> None:
+        lab.stop()
+        monkeypatch.setattr(owner, name, scarce)
+        proxy.upstream = lab.serve().address
+
+    proxy.faults = [Fault(STREAM, "client", 9, how=begin_anew)]
+    send(through(lab, proxy), CHUNKS)
+    assert proxy.struck == 1
+    assert not failures
+    assert_stored(lab, b"".join(CHUNKS))
+
+
+def test_an_export_of_which_too_little_is_left_is_given_up_at_once(lab: Lab, proxy: FaultyProxy) -> None:
+    def begin_anew() -> None:
+        lab.stop()
+        (left,) = (lab.work / "beta").rglob("disk-0.raw.zst")
+        os.truncate(left, left.stat().st_size - 1)
+        proxy.upstream = lab.serve().address
+
+    proxy.upstream = lab.serve().address
+    proxy.faults = [Fault(STREAM, "client", 60, how=begin_anew)]
+    with pytest.raises(StorageError, match="cannot be gone on with"):
+        send(through(lab, proxy, retry_s=3600), [pattern(200_000, seed=number) for number in range(8)])
+    assert list(lab.transfer("beta").store(lab.node("beta")).exports(INSTANCE)) == []
 
 
 def test_an_export_is_not_gone_on_with_after_its_machine_went_down(

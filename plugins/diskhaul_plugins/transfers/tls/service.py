@@ -94,8 +94,12 @@ class Service:
             connection.linger()
 
     def _greeted(self, hello: Document) -> str:
-        if (hello.get("protocol"), hello.get("version")) != (PROTOCOL, VERSION):
-            raise WireError(f"this receiver speaks {PROTOCOL} {VERSION} only")
+        if hello.get("protocol") != PROTOCOL:
+            raise WireError(f"this receiver speaks {PROTOCOL} only")
+        if hello.get("version") != VERSION:
+            raise WireError(
+                f"this receiver speaks version {VERSION} of {PROTOCOL} only: install the same version of diskhaul on both nodes"
+            )
         if field(hello, "cluster", str) != self._cluster or field(hello, "to", str) != self._node.name:
             raise WireError(f"this is node {self._node.name} of cluster {self._cluster}")
         purpose = field(hello, "for", str)

@@ -11,6 +11,7 @@ started anew since is void: what had been acknowledged need not be there. So is 
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import os
@@ -44,6 +45,7 @@ _TOKEN_LIFE_S = 60.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RECORD, _PROGRESS = ".json", ".progress"
 _VERSION = 2  # of both
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +366,8 @@ class Sessions:
                 session.progress.close()
                 raise
         except (DiskhaulError, OSError, ValueError, KeyError, TypeError) as error:
+            if _passes(error):
+                raise BusyReceiverError(f"this export cannot be gone on with now: {error}", path=id_.hex()) from error
             raise NoSessionError(f"what is left of this export cannot be gone on with: {error}", path=id_.hex()) from error
         return session
 
@@ -448,6 +452,12 @@ class BusyReceiverError(StorageError):
 
 class NoSessionError(StorageError):
     """What was begun is not known here: it never was, has ended, or its machine was started anew."""
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the machine only lacks something for now: what is left of an export stays as it is."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _SCARCE
 
 
 def _is_of(session: Session, instance: str, export_id: str) -> bool:

@@ -27,7 +27,7 @@ from blake3 import blake3
 from diskhaul.api import Buffer
 
 PROTOCOL = "diskhaul-tls"
-VERSION = 1
+VERSION = 2  # 1 had frames of 4 MiB at the most, and no files of which what is appended comes with its digest
 HEAD = struct.Struct("!2sBBI")
 _MAGIC = b"dh"
 MAX_DATA = (4 << 20) + (64 << 10)
