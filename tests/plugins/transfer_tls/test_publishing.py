@@ -6,12 +6,17 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import cast
 
 import pytest
 
 from diskhaul.errors import DiskhaulError, LockLostError, StorageError, UnreachableNodeError
 from diskhaul.testing.conformance.transfers import INSTANCE, MANIFEST, NEW, put
+from diskhaul_plugins.transfers import beneath
 from diskhaul_plugins.transfers.tls.client_store import TlsStore, TlsWriter
+from diskhaul_plugins.transfers.tls.connection import Connection
+from diskhaul_plugins.transfers.tls.service import _while_working
 
 from .conftest import LIMIT_S, Lab, wait_until
 from .faulty_proxy import Fault, FaultyProxy
@@ -137,6 +142,37 @@ def test_a_publish_that_was_not_heard_and_fails_never_succeeds(lab: Lab, proxy: 
     assert list(direct.partials(INSTANCE)) == [], "it was given up at once"
     with pytest.raises(StorageError, match="is no longer being written"):
         writer.publish(MANIFEST)
+
+
+def test_a_removal_that_failed_is_made_when_it_is_asked_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.serve()
+    store = lab.transfer("alpha").store(lab.node("beta"))
+    assert isinstance(store, TlsStore)
+    writer = sent(store)
+
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(beneath, "delete", fails)
+        for _ in range(2):
+            with pytest.raises(StorageError, match="Input/output error"):
+                writer.abort()
+            assert list(store.partials(INSTANCE)) == [NEW]
+    writer.abort()
+    assert list(store.partials(INSTANCE)) == []
+    assert own_exports(lab) == []
+
+
+def test_what_is_done_just_when_its_time_is_over_is_no_failure() -> None:
+    class DoneLate(Future[bytes]):
+        def result(self, timeout: float | None = None) -> bytes:
+            if timeout is not None:
+                self.set_result(b"done")
+                raise TimeoutError
+            return super().result()
+
+    assert _while_working(cast(Connection, None), DoneLate(), 1.0) == b"done"
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["asked once", "asked again"])

@@ -17,7 +17,7 @@ from diskhaul_plugins.transfers.tls.connection import BrokenConnectionError
 from diskhaul_plugins.transfers.tls.progress import Progress, ProgressFile
 from diskhaul_plugins.transfers.tls.received_file import ReceivedFile
 from diskhaul_plugins.transfers.tls.window import Window
-from diskhaul_plugins.transfers.tls.wire import FileFrame, WireError, data_frame, size_frame, trailer_frame
+from diskhaul_plugins.transfers.tls.wire import FileFrame, Kind, WireError, data_frame, size_frame, trailer_frame
 
 MAGIC = b"m" * 16
 LIMIT_S = 30.0
@@ -89,6 +89,10 @@ WRONG = {
     "a trailer of another length": [*frames_of(b"one")[:1], trailer_frame(1, 4, b"c" * 32)],
     "a trailer of other data": [data_frame(0, 0, b"two"), frames_of(b"one")[1]],
     "a trailer of data in another order": [data_frame(0, 0, b"two"), data_frame(1, 3, b"one"), frames_of(b"one", b"two")[2]],
+    "data without its fields": [FileFrame(Kind.DATA, 0, b"\0" * 47, b"")],
+    "data without a number": [FileFrame(Kind.DATA, 0, b"\0" * 7, b"")],
+    "a size of which a byte is missing": [FileFrame(Kind.SIZE, 0, b"\0" * 15, b"")],
+    "an empty trailer": [FileFrame(Kind.TRAILER, 0, b"", b"")],
     "data after the trailer": [*frames_of(b"one"), data_frame(2, 3, b"two")],
 }
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from diskhaul_plugins.transfers.directory import DirectoryStore
 from diskhaul_plugins.transfers.tls import sessions
 from diskhaul_plugins.transfers.tls.client_store import TlsWriter
 from diskhaul_plugins.transfers.tls.client_stream import TlsFile
+from diskhaul_plugins.transfers.tls.progress import Progress
 
 from .conftest import LIMIT_S, Lab, wait_until
 from .faulty_proxy import Fault, FaultyProxy
@@ -463,6 +465,28 @@ def test_an_export_of_which_too_little_is_left_is_given_up_at_once(lab: Lab, pro
     with pytest.raises(StorageError, match="cannot be gone on with"):
         send(through(lab, proxy, retry_s=3600), [pattern(200_000, seed=number) for number in range(8)])
     assert list(lab.transfer("beta").store(lab.node("beta")).exports(INSTANCE)) == []
+
+
+def test_a_receiver_that_starts_removes_the_state_of_what_was_killed_while_it_began(lab: Lab) -> None:
+    state = lab.serve()._sessions._directory
+    lab.stop()
+    left = [state / f"{number:032x}{suffix}" for number, suffix in ((1, ".progress"), (2, ".tmp"))]
+    for place in left:
+        place.write_bytes(b"")
+    lab.serve()
+    wait_until(lambda: not any(place.exists() for place in left), "both removed")
+
+
+def test_a_state_directory_that_is_full_is_named(tmp_path: Path, requires: Callable[..., None]) -> None:
+    requires("mount", "umount", root=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        with closing(sessions.ProgressFile(tmp_path / "a.progress", new=True)) as state:
+            (tmp_path / "full").write_bytes(bytes(64 << 10))
+            with pytest.raises(OSError, match=f"No space left on device.*{tmp_path}/a.progress"):
+                state.write(0, Progress(0, 0, 0, False, False, bytes(32)))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_an_export_is_not_gone_on_with_after_its_machine_went_down(

@@ -159,7 +159,10 @@ class _Sender:
                 try:
                     self._round(patience)
                 except BrokenConnectionError as error:
-                    if not self._window.over:
+                    if self._window.idle:  # receivers end streams over which nothing comes: nothing is lost
+                        self._window.wait_until_needed()
+                        patience.progress()
+                    elif not self._window.over:
                         patience.wait(error)
         except WireError as error:
             self._window.fail(self._caller.dialler.unreachable(error))

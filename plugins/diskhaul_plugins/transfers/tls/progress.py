@@ -10,6 +10,7 @@ Of a file that is written past the page cache, what is not worth a write lies in
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -54,14 +55,18 @@ class ProgressFile:
 
     def __init__(self, path: Path, *, new: bool) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if new else 0)
-        self._descriptor = os.open(path, flags, 0o600)
+        self._descriptor, self._path = os.open(path, flags, 0o600), path
 
     def write(self, slot: int, progress: Progress) -> None:
         flags = progress.raw | progress.finished << 1
         record = _RECORD.pack(progress.due, progress.length, progress.end, flags, len(progress.tail), progress.chain)
         record += blake3(slot.to_bytes(4, "big") + record + progress.tail).digest(_CHECK_LENGTH) + progress.tail
-        if os.pwrite(self._descriptor, record, _SLOT * slot + _RECORD_ROOM * (progress.due & 1)) != len(record):
-            raise OSError(f"the state of a receiver could not be written whole ({len(record)} bytes)")
+        try:
+            written = os.pwrite(self._descriptor, record, _SLOT * slot + _RECORD_ROOM * (progress.due & 1))
+        except OSError as error:  # it may lie on another filesystem than the export
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        if written != len(record):
+            raise OSError(errno.ENOSPC, f"{written} of {len(record)} bytes could be written", str(self._path))
 
     def read(self, slot: int) -> Progress | None:
         """The newest whole record of a slot; None when there is none."""

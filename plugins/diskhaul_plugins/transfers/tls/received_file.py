@@ -101,8 +101,10 @@ class ReceivedFile:
             BrokenConnectionError: another round has begun, or the frames before it do not come.
             StorageError: it cannot be written, now or since an earlier one.
         """
-        fields = content[: {Kind.DATA: DATA_FIELDS, Kind.SIZE: SIZE_FIELDS, Kind.TRAILER: TRAILER_FIELDS}[kind].size]
-        payload = content[len(fields) :]
+        length = {Kind.DATA: DATA_FIELDS, Kind.SIZE: SIZE_FIELDS, Kind.TRAILER: TRAILER_FIELDS}[kind].size
+        if len(content) < length:
+            raise WireError(f"{self.name}: {len(content)} bytes are no frame of the kind {kind.name}")
+        fields, payload = content[:length], content[length:]
         number: int = ACKNOWLEDGED_FIELDS.unpack_from(fields)[0]
         if kind is Kind.DATA and blake3(payload).digest() != fields[16:48]:
             raise WireError(f"{self.name}: frame {number} is not what was sent (digest mismatch)")

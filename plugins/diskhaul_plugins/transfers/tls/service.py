@@ -289,6 +289,8 @@ class Service:
         with closing(RangeDigests(file)) as digests, ThreadPoolExecutor(1, "diskhaul-tls-digest") as pool:
             while True:
                 kind, fields = connection.receive(Kind.READ, Kind.DIGEST)
+                if len(fields) != READ_FIELDS.size:
+                    raise WireError(f"{len(fields)} bytes are no request to read")
                 offset, length = READ_FIELDS.unpack(fields)
                 if grows and offset + length > file.size:
                     file.measure()
@@ -336,7 +338,7 @@ def _sign_of_life_s(hello: Document) -> float:
     silence_ms = field(hello, "silence_ms", int)
     if silence_ms < 1:
         raise WireError("the field silence_ms is not above 0")
-    return min(_SIGN_OF_LIFE_S, float(silence_ms) / 3000)
+    return min(_SIGN_OF_LIFE_S, float(min(silence_ms, 86_400_000)) / 3000)
 
 
 def _while_working(connection: Connection, work: Future[T], sign_of_life_s: float) -> T:
@@ -345,8 +347,8 @@ def _while_working(connection: Connection, work: Future[T], sign_of_life_s: floa
         try:
             return work.result(timeout=sign_of_life_s)
         except TimeoutError:
-            if work.done():
-                raise
+            if work.done():  # just now, or with a `TimeoutError` of its own
+                return work.result()
             connection.send(Kind.WORKING)
 
 

@@ -137,6 +137,9 @@ class Sessions:
                 said.append(f"{place.name}: cannot be gone on with: {error}")
             place.with_suffix(_PROGRESS).unlink(missing_ok=True)
             place.unlink(missing_ok=True)
+        for place in (*self._directory.glob(f"*{_PROGRESS}"), *self._directory.glob("*.tmp")):
+            if not place.with_suffix(_RECORD).exists():  # of one that was killed while it began, or ended, a session
+                place.unlink(missing_ok=True)
         return said
 
     # --- an export's life -------------------------------------------------------------------------------------------
@@ -263,8 +266,10 @@ class Sessions:
         session.stop_streams()
         with session.lock:
             if not session.ended:
-                session.writer.abort()
-                self._end(session)
+                try:
+                    session.writer.abort()
+                finally:
+                    self._end(session)  # who asks again has what is left removed, as that of a session that is not known
             return session.published
 
     def forget(self, id_: bytes, instance: str, export_id: str) -> None:

@@ -106,7 +106,7 @@ class Window:
         self._bytes += len(frame.payload)
         self._count += 1
         self._frames.append(frame)
-        self._ring()
+        self._notify()
 
     # --- the streams' side ------------------------------------------------------------------------------------------
 
@@ -166,6 +166,17 @@ class Window:
                 return False
             self._bells.add(bell)
             return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was put in has been acknowledged, and there will be more."""
+        with self._changed:
+            return not self.over and not self._frames
+
+    def wait_until_needed(self) -> None:
+        """Return once there is something to send, or all is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.over or self._frames)
 
     def forget_bell(self, bell: int) -> None:
         with self._changed:
