@@ -1,8 +1,8 @@
 """F2FS (Linux: include/linux/f2fs_fs.h, Documentation/filesystems/f2fs.rst).
 
 The segment information table has a bitmap for each segment of the main area, and the checkpoint says which of the table's two
-halves is in use for each of its blocks. It is believed when the last checkpoint was made by unmounting, its checksum is right,
-and bitmaps, their counts and the checkpoint's agree.
+halves is in use for each of its blocks. It is believed when the last checkpoint was made by unmounting, nothing was written and
+fsynced since, its checksum is right, and bitmaps, their counts and the checkpoint's agree.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _ENTRIES = _BLOCK // _ENTRY.size
 _COUNT, _EMPTY = 0x3FF, bytes(64)
 _JOURNAL_SIZE = 507
 _JOURNAL_AT = _SEGMENT_BLOCKS * 7  # in a summary block, behind a summary of each block
+_WARM = 1  # of the three kinds of data, and of nodes
+_NODE_VERSION_AT = _BLOCK - 12  # in the footer that ends a block of a node
 _COLD_DATA = 2  # of the six segments that are being written: hot, warm and cold data, then nodes
 _BITMAPS_AT = 192  # in a checkpoint
 
@@ -106,6 +108,7 @@ def _free(volume: Volume, superblock: _Superblock) -> tuple[int, FreeRuns]:
         raise not_read("several devices, or zones")
     pack = _last_checkpoint(volume, superblock)
     pack.check()
+    _check_nothing_followed(volume, superblock, pack)
     runs = FreeRuns()
     current = pack.current_segments()
     in_use = free_segments = 0
@@ -164,6 +167,12 @@ class _Checkpoint:
         """The six segments that are written to next; they do not count as free."""
         return {*struct.unpack_from("<3I", self.raw, 36), *struct.unpack_from("<3I", self.raw, 84)}
 
+    @property
+    def next_node_at(self) -> int:
+        """Where the next node of a file's data goes, in blocks from the beginning of the main area."""
+        segment = struct.unpack_from("<I", self.raw, 36 + 4 * _WARM)[0]
+        return int(segment * _SEGMENT_BLOCKS + struct.unpack_from("<H", self.raw, 68 + 2 * _WARM)[0])
+
     def check(self) -> None:
         if self.flags & _IN_TROUBLE:
             raise damaged("its checkpoint asks for a check, or was made while something was wrong")
@@ -181,6 +190,19 @@ class _Checkpoint:
         if at + sit_size > len(self.raw):
             raise damaged("its checkpoint is too short")
         return self.raw[at : at + sit_size]
+
+
+def _check_nothing_followed(volume: Volume, superblock: _Superblock, pack: _Checkpoint) -> None:
+    """See that no fsync has written nodes since the checkpoint, which makes no new one: mounting would find them.
+
+    They form a chain that begins where the checkpoint says, and have its version in their footers (Linux: fs/f2fs/recovery.c,
+    fs/f2fs/node.h). Mounting alone does not change the checkpoint.
+    """
+    if pack.next_node_at >= superblock.main_segments * _SEGMENT_BLOCKS:
+        return
+    node = volume.read((superblock.main_at + pack.next_node_at) * _BLOCK, _BLOCK)
+    if node[_NODE_VERSION_AT : _NODE_VERSION_AT + 4] == pack.raw[:4]:  # above these 32 bits may be the checkpoint's checksum
+        raise dirty("has been written to since it was unmounted")
 
 
 def _last_checkpoint(volume: Volume, superblock: _Superblock) -> _Checkpoint:

@@ -1,7 +1,7 @@
 """NTFS (layout as documented by the Linux-NTFS project; Linux: fs/ntfs3/ntfs.h).
 
 The bitmap of clusters is the file ``$Bitmap``. It is believed when the volume is not marked dirty, its log was closed, no
-hibernated Windows lies on it, and what is needed to find all that is in use by the bitmap.
+hibernated Windows lies on it, it has no shadow copies, and what is needed to find all that is in use by the bitmap.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _END = 0xFFFFFFFF
 _FIXUP_UNIT = 512  # bytes between the marks that show a torn write, whatever the sector's size
 _MODIFIED_BY_CHKDSK = 0x8000
 _NO_CLIENT, _LOG_IS_CLEAN = 0xFFFF, 0x0002
+_SHADOWS_AT, _SHADOWS_SIZE, _SHADOW_CATALOG_AT = 0x1E00, 512, 48
+_SHADOWS = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752")  # {3808876b-c176-4e48-b7ae-04046e6cc752}, as libvshadow documents it
 _PIECE = 1 << 20  # bytes of the bitmap that are looked at together
 _LARGEST_INDEX = 64 << 20  # bytes of a root directory that are looked through
 
@@ -122,6 +124,7 @@ class _Ntfs:
         self._check_volume_flags()
         log = self._check_log()
         self._check_not_hibernated()
+        self._check_no_shadow_copies()
         attribute = self._data(self._file(_BITMAP))
         if attribute.initialized < -(-layout.clusters // 8):
             raise damaged("its bitmap ends too early")
@@ -192,6 +195,15 @@ class _Ntfs:
         head = self._content(attribute, min(attribute.size, 4096))
         if head[:4].lower() not in (b"wake", b"") and head.strip(b"\0"):
             raise DoubtError("holds a hibernated Windows", state="hibernated")
+
+    def _check_no_shadow_copies(self) -> None:
+        """See that no state of the volume is kept: what a file that was deleted since had is free, and part of that state.
+
+        Only what is overwritten is copied for it; the rest is read where it lies.
+        """
+        head = self._volume.read(_SHADOWS_AT, _SHADOWS_SIZE)
+        if head.startswith(_SHADOWS) and any(head[_SHADOW_CATALOG_AT : _SHADOW_CATALOG_AT + 8]):
+            raise DoubtError("has shadow copies, which go on using what was deleted since", state="clean")
 
     def _find_in_root(self, name: str) -> int | None:
         """The number of a file in the root directory. All entries are looked at, in whatever order they are."""

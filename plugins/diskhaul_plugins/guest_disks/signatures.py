@@ -23,6 +23,7 @@ class _Mark:
     unit: int = 1
 
 
+HIBERNATED_SWAP = "swap with a hibernated system"
 _K = 1024
 _MARKS = (
     # encryption, and layers below filesystems
@@ -42,6 +43,12 @@ _MARKS = (
     _Mark("dm-verity", 0, b"verity\0\0"),
     _Mark("dm-cache or thin pool metadata", 32, (27022010).to_bytes(8, "little")),
     _Mark("vdo", 0, b"dmvdo001"),
+    _Mark("ceph bluestore", 0, b"bluestore block device"),
+    # FreeBSD's layers (encryption, mirrors, stripes, ...) have their name in the last sector
+    _Mark("geom", -512, b"GEOM::", 512),
+    _Mark("geom", -4 * _K, b"GEOM::", 4 * _K),
+    # the private header of a Windows dynamic disk with an MBR, in its seventh sector
+    _Mark("windows dynamic disk", 6 * 512, b"PRIVHEAD"),
     _Mark("stratis", 512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh"),
     _Mark("stratis", 9 * 512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh"),
     _Mark("ubi", 0, b"UBI#"),
@@ -102,7 +109,8 @@ _MARKS = (
     _Mark("bsd disklabel", 0, b"\x57\x45\x56\x82"),
     _Mark("oracle asm", 32, b"ORCLDISK"),
     # swap
-    *(_Mark("swap", size - 10, content) for size in PAGE_SIZES for content in (*SIGNATURES, *HIBERNATION)),
+    *(_Mark("swap", size - 10, content) for size in PAGE_SIZES for content in SIGNATURES),
+    *(_Mark(HIBERNATED_SWAP, size - 10, content) for size in PAGE_SIZES for content in HIBERNATION),
 )
 
 _ZFS_LABEL = 256 * _K

@@ -1,8 +1,9 @@
 """From a disk to what it holds: partition tables, what lies in their partitions, and which of it is free.
 
-Two rules make it safe. A volume is believed to hold something only where everything on it says the same: two claims (what is left
-of an earlier filesystem, say) mean that it is kept. And whatever is not understood, does not fit or cannot be read is kept, and
-so is all that lies between partitions, where boot loaders are.
+Three rules make it safe. A volume is believed to hold something only where everything on it says the same: two claims (what is
+left of an earlier filesystem, say) mean that it is kept. Whatever is not understood, does not fit or cannot be read is kept, and
+so is all that lies between partitions, where boot loaders are. And where a system hibernates, all of the disk is kept: it has its
+filesystems mounted, and goes on with what it knows of them, whatever their journals say.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .gpt import read_gpt
 from .lvm import PhysicalVolume, read_physical_volume, volume_groups
 from .mbr import read_mbr
 from .reading import NotThisError, Reader, Reading
-from .signatures import claims
+from .signatures import HIBERNATED_SWAP, claims
 from .tables import DamagedTableError, Table
 from .volume import Part, Volume
 
@@ -28,6 +29,15 @@ MAX_REGIONS = 2048
 MAX_RANGES = 1 << 20
 """Free ranges of a disk; where there are more, the shortest are kept."""
 MAX_TEXT = 200
+
+_LAYERS = {
+    "42": "a Windows dynamic disk",
+    "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3": "a Windows dynamic disk",  # its database
+    "af9b60a0-1431-4f62-bc68-3311714a69ad": "a Windows dynamic disk",  # its volumes
+    "e75caf8f-f680-4cee-afa3-b001e56efc2d": "part of a storage pool of Windows",
+}
+"""Types of partitions whose content lies elsewhere than it seems to: volumes of several pieces (Microsoft: PARTITION_LDM and
+PARTITION_SPACES). What such a partition begins with may be the filesystem of the first of them."""
 
 
 class Disbelief(Exception):  # noqa: N818  # it is no error of anyone's
@@ -62,6 +72,7 @@ class Walk:
         self._readers, self._missing, self._only_clean = readers, missing, only_clean
         self._count = 0
         self._ranges = 0
+        self._hibernated = False
         self._least = 1  # free ranges shorter than this are kept
         self._physical: list[tuple[_Node, PhysicalVolume]] = []  # physical volumes whose groups have not been looked for
         self._arrays: list[array[int]] = []
@@ -69,6 +80,13 @@ class Walk:
 
     def run(self, disk: Volume) -> None:
         """Look through `disk`: first what it and its partitions hold, then the logical volumes, which may lie on several."""
+        self._run(disk)
+        if self._hibernated:
+            for node in self._nodes():
+                del node.free[:]
+                node.kept = node.kept or "a system hibernates on this disk"
+
+    def _run(self, disk: Volume) -> None:
         self._roots = [self._look(disk, "disk", 0)]
         for _ in range(MAX_DEPTH):
             found, self._physical = self._physical, []
@@ -113,6 +131,7 @@ class Walk:
 
     def _examine(self, volume: Volume, place: str, depth: int, problem: str) -> _Node:
         found = claims(volume)
+        self._hibernated = self._hibernated or HIBERNATED_SWAP in found
         table: Table | None = None
         try:
             table = _read_table(volume)
@@ -139,7 +158,8 @@ class Walk:
         for partition in table.partitions:
             inner = f"partition {partition.number}" if place == "disk" else f"{place}, partition {partition.number}"
             part = Part(volume, partition.offset, partition.size)
-            node.inside.append(self._look(part, inner, depth + 1, partition.problem))
+            layer = _LAYERS.get(partition.kind.lower())
+            node.inside.append(self._look(part, inner, depth + 1, partition.problem or (f"{layer}: not read" if layer else "")))
         return node
 
     def _assemble(self, found: Sequence[tuple[_Node, PhysicalVolume]]) -> None:
@@ -171,6 +191,7 @@ class Walk:
 
     def _read(self, volume: Volume, place: str, reading: Reading) -> _Node:
         node = _Node(place, volume, reading.type, reading.kept, reading)
+        self._hibernated = self._hibernated or reading.state == "hibernated"
         if reading.size > volume.size and not node.kept:
             node.kept = "larger than what it lies on"
         if self._only_clean and reading.state != "clean" and not node.kept:

@@ -222,6 +222,17 @@ def test_ntfs_of_a_hibernated_windows(
     assert kind.read(image).state == state
 
 
+def test_ntfs_with_shadow_copies(make: Callable[[Kind], Path]) -> None:
+    """The header as libvshadow documents it: identifier, version, type of record, its own offset, two unknown ones, catalog."""
+    kind = Ntfs()
+    image = make(kind)
+    head = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752") + struct.pack("<IIQQQ", 1, 1, 0x1E00, 0, 0)
+    _put(image, 0x1E00, head + struct.pack("<Q", 0x4000))
+    _assert_kept(kind, image, "clean", "has shadow copies")
+    _put(image, 0x1E00, head + struct.pack("<Q", 0))  # there were some once
+    assert list(kind.read(image).runs)
+
+
 def test_ntfs_whose_bitmap_frees_the_table_of_files(make: Callable[[Kind], Path]) -> None:
     kind = Ntfs()
     image = make(kind)
@@ -441,6 +452,23 @@ def test_f2fs_with_flags(flags: int, state: str, make: Callable[[Kind], Path]) -
     image = make(F2FS)
     _change_checkpoint(image, lambda head: struct.pack_into("<I", head, 132, flags))
     _assert_kept(F2FS, image, state, "")
+
+
+@pytest.mark.parametrize(("newer", "state"), [(0, "dirty"), (-1, "clean"), (1, "clean")])
+@pytest.mark.parametrize("crc", [0, 0x12345678], ids=["without", "with the checkpoint's checksum"])
+def test_f2fs_that_an_fsync_has_written_to_since_its_checkpoint(
+    newer: int, crc: int, state: str, make: Callable[[Kind], Path]
+) -> None:
+    """The version in a node's footer is that of the checkpoint before it; mounting begins where the checkpoint says."""
+    image = make(F2FS)
+    checkpoint, main = struct.unpack("<I", _get(image, 1024 + 76, 4))[0], struct.unpack("<I", _get(image, 1024 + 92, 4))[0]
+    heads = [_get(image, (checkpoint + pack) * 4096, 4096) for pack in (0, 512)]
+    head = max(heads, key=lambda head: int(struct.unpack_from("<Q", head)[0]))
+    (version,), (segment,), (block,) = (struct.unpack_from(*what) for what in (("<Q", head), ("<I", head, 40), ("<H", head, 70)))
+    footer = struct.pack("<IIIQI", 5, 5, 2, (version + newer) | crc << 32, 0)
+    _put(image, (main + segment * 512 + block) * 4096, bytes(4096 - len(footer)) + footer)
+    reading = F2FS.read(image)
+    assert (reading.state, bool(list(reading.runs))) == (state, state == "clean")
 
 
 @pytest.mark.parametrize(("offset", "reason"), [(32, "free segments and has"), (16, "free segments and has")])

@@ -72,6 +72,9 @@ _AT_OFFSET = {
     "vdo": (0, b"dmvdo001"),
     "hfs+": (1024, b"H+\x00\x04"),
     "squashfs": (0, b"hsqs"),
+    "ceph bluestore": (0, b"bluestore block device\n"),
+    "windows dynamic disk": (3072, b"PRIVHEAD"),
+    "geom": (SIZE - 512, b"GEOM::ELI\0"),
     "zfs": (256 * 1024 + 128 * 1024 + 5 * 1024, struct.pack("<Q", 0x00BAB10C)),
 }
 
@@ -93,6 +96,8 @@ def test_what_no_reader_reads_is_named_and_kept(tmp_path: Path, kind: str) -> No
         pytest.param(8 << 10, struct.pack("<I", 0xA92B4EFC), id="1.0"),
         pytest.param(1024, b"Intel Raid ISM Cfg Sig. 1.3.00", id="Intel"),
         pytest.param(512, b"\xde\x11\xde\x11", id="DDF"),
+        pytest.param(512, b"GEOM::ELI", id="encrypted by FreeBSD"),
+        pytest.param(4096, b"GEOM::MIRROR", id="mirrored by FreeBSD, sectors of 4096 bytes"),
         pytest.param(256 << 10, b"", id="zfs label at the end"),
     ],
 )

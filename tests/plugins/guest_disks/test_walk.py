@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import uuid
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -133,6 +134,67 @@ def test_regions_that_share_free_bytes_are_not_believed_at_all() -> None:
         walking._sorted_ranges(array("Q", [100, 10, 105, 10]))
 
 
+def hibernated(size: int) -> bytes:
+    return swap_header(size)[:-10] + b"S1SUSPEND\0"
+
+
+@pytest.mark.parametrize("knows_swap", [True, False], ids=["its reader asked", "its reader not asked"])
+def test_where_a_system_hibernates_nothing_on_the_disk_is_free(knows_swap: bool) -> None:
+    """It has its filesystems mounted, and knows of blocks in use that their own records call free."""
+
+    def reader(volume: Volume) -> Reading:
+        if volume.read(4086, 9) in (b"S1SUSPEND", b"SWAPSPACE"):
+            return (
+                read_swap(volume)
+                if knows_swap
+                else Reading(type="swap", size=MIB, block_size=4096, state="", free=None, kept="?")
+            )
+        free = FreeRuns()
+        free.add(0, MIB)
+        return Reading(type="x", size=MIB, block_size=512, state="clean", free=MIB, runs=free)
+
+    table = mbr((0x83, 2048, 2048), (0x82, 4096, 2048), (0x83, 6144, 2048))
+    for header, free in ((swap_header(MIB), 2 + knows_swap), (hibernated(MIB), 0)):
+        through = Walk((reader,))
+        through.run(Sparse(8 * MIB, {0: table, 2 * MIB: header}))
+        assert sum(length for _, length in ranges(through)) // (MIB - 4096) == free
+        kept = [region.kept for region in through.regions() if region.type == "x"]
+        assert kept == (["", ""] if free else ["a system hibernates on this disk"] * 2)
+
+
+def guid(text: str) -> bytes:
+    return uuid.UUID(text).bytes_le
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("5808c8aa-7e8f-42e0-85d2-e1e90434cfb3", "dynamic disk"),
+        ("af9b60a0-1431-4f62-bc68-3311714a69ad", "dynamic disk"),
+        ("e75caf8f-f680-4cee-afa3-b001e56efc2d", "storage pool"),
+    ],
+)
+def test_partitions_of_windows_volumes_of_several_pieces_are_kept(kind: str, name: str) -> None:
+    """What they begin with is the first piece of a volume, of which others may lie elsewhere."""
+    assert ranges(_walked(gpt()))
+    through = _walked(gpt(guid(kind)))
+    assert ranges(through) == []
+    assert name in through.regions()[-1].kept
+
+
+def test_a_windows_dynamic_disk_with_an_mbr_is_kept() -> None:
+    content = {MIB: swap_header(MIB)}
+    assert ranges(_walked({0: mbr((0x07, 2048, 2048)), **content}))
+    assert ranges(_walked({0: mbr((0x42, 2048, 2048)), **content})) == []
+    assert ranges(_walked({0: mbr((0x07, 2048, 2048)), 6 * 512: b"PRIVHEAD", **content})) == []
+
+
+def _walked(content: dict[int, bytes]) -> Walk:
+    through = Walk((read_swap,))
+    through.run(Sparse(SIZE, content))
+    return through
+
+
 def test_tables_in_tables_are_followed_so_far_and_no_further() -> None:
     size = 64 * MIB
     content = {index * 512: mbr((0x83, 1, size // 512 - index - 1)) for index in range(10)}
@@ -168,10 +230,10 @@ SIZE = 8 * MIB
 SWAP = MIB
 
 
-def gpt() -> dict[int, bytes]:
+def gpt(kind: bytes = b"kind" * 4) -> dict[int, bytes]:
     """A whole GPT with swap space in it."""
     last = SIZE // 512 - 1
-    entry = struct.pack("<16s16sQQQ72s", b"kind" * 4, b"uuid" * 4, 2048, 2048 + SWAP // 512 - 1, 0, "swap".encode("utf-16-le"))
+    entry = struct.pack("<16s16sQQQ72s", kind, b"uuid" * 4, 2048, 2048 + SWAP // 512 - 1, 0, "swap".encode("utf-16-le"))
     entries = entry.ljust(128 * 128, b"\0")
 
     def header(own: int, other: int, entries_at: int) -> bytes:
