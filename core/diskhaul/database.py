@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import OperationFailedError
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -40,12 +42,18 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
     """One durable transaction, over a connection of its own: connections must not cross threads or forks, and calls are few.
 
     Raises:
-        sqlite3.Error: it could not be read or written; nothing has changed.
+        OperationFailedError: it could not be read or written; nothing has changed.
+        sqlite3.IntegrityError, sqlite3.ProgrammingError: the caller's own mistake.
     """
     import sqlite3  # not at the top: start-up time
 
-    with closing(sqlite3.connect(path, timeout=_LOCKED_S)) as connection:
-        connection.execute("PRAGMA synchronous = EXTRA")  # the directory too, so that what was committed survives a power cut
-        connection.execute("PRAGMA foreign_keys = ON")
-        with connection:
-            yield connection
+    try:
+        with closing(sqlite3.connect(path, timeout=_LOCKED_S)) as connection:
+            connection.execute("PRAGMA synchronous = EXTRA")  # the directory too, so that what was committed survives a power cut
+            connection.execute("PRAGMA foreign_keys = ON")
+            with connection:
+                yield connection
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.Error as error:
+        raise OperationFailedError(f"{path}: could not be read or written: {error}") from error

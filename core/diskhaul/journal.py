@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .database import make_database, transaction
-from .errors import RefusedError
+from .errors import OperationFailedError, RefusedError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -61,7 +61,12 @@ class UnfinishedRun:
 
 
 class Journal:
-    """The journal of one cluster. Every method is one durable transaction; safe to use from several threads and processes."""
+    """The journal of one cluster. Every method is one durable transaction; safe to use from several threads and processes.
+
+    Raises:
+        RefusedError: it cannot be made.
+        OperationFailedError: from the methods; it could not be read or written, and nothing has changed.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / _FILE_NAME
@@ -69,19 +74,13 @@ class Journal:
             make_database(self._path)
             with self._connection() as connection:
                 connection.executescript(_SCHEMA)
-        except (OSError, self._database_error()) as error:
+        except (OSError, OperationFailedError) as error:
             raise RefusedError(f"state_dir {state_dir}: the journal cannot be written: {error}; check the directory") from error
 
     @staticmethod
     def is_in(state_dir: Path) -> bool:
         """Whether there is a journal; making a `Journal` makes one."""
         return os.path.lexists(state_dir / _FILE_NAME)
-
-    @staticmethod
-    def _database_error() -> type[Exception]:
-        import sqlite3
-
-        return sqlite3.Error
 
     def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._path)

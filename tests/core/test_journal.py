@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from diskhaul.errors import RefusedError
+from diskhaul.errors import OperationFailedError, RefusedError
 from diskhaul.journal import Journal
 
 WEB, DB = "web1.example.com", "db1.example.com"
@@ -160,6 +160,15 @@ def test_a_journal_that_cannot_be_used_refuses_in_one_line(tmp_path: Path, kind:
         Journal(state)
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fails_is_told_with_the_journal_s_name(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state")
+    journal.begin("run-1", "export", "web1")
+    (tmp_path / "state" / "journal.sqlite").write_bytes(b"torn" * 5000)
+    for use in (journal.unfinished, lambda: journal.note("run-1", "guest", {}), lambda: journal.finish("run-1")):
+        with pytest.raises(OperationFailedError, match=r"/state/journal\.sqlite: could not be read or written: "):
+            use()
 
 
 def test_a_note_can_be_amended_and_found_until_it_is_struck(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,8 +93,6 @@ class PlanStore:
     """
 
     def __init__(self, state_dir: Path) -> None:
-        import sqlite3
-
         self._path = state_dir / FILE_NAME
         try:
             make_database(self._path)
@@ -103,7 +101,7 @@ class PlanStore:
                 if version == 0:
                     connection.executescript(_SCHEMA)
                     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except (OSError, sqlite3.Error, OperationFailedError) as error:
+        except (OSError, OperationFailedError) as error:
             raise RefusedError(f"state_dir {state_dir}: plans of fleets cannot be kept: {error}; check the directory") from error
         if version > SCHEMA_VERSION:
             raise RefusedError(f"{self._path} was written by a newer diskhaul (version {version}): use that one")
@@ -118,15 +116,8 @@ class PlanStore:
         """Whether there is one; making a `PlanStore` makes one."""
         return os.path.lexists(state_dir / FILE_NAME)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3  # not at the top: start-up time
-
-        try:
-            with transaction(self._path) as connection:
-                yield connection
-        except sqlite3.Error as error:
-            raise OperationFailedError(f"{self._path}: the plan could not be read or written: {error}") from error
+    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._path)
 
     def begin(self, name: str, request: Mapping[str, Any], members: Iterable[PlannedMember]) -> None:
         """Put a plan in the place of what there was of that name, and forget the oldest ones that are at their end."""
