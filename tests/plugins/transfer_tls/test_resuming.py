@@ -477,6 +477,48 @@ def test_a_receiver_that_starts_removes_the_state_of_what_was_killed_while_it_be
     wait_until(lambda: not any(place.exists() for place in left), "both removed")
 
 
+def test_a_receiver_that_cannot_look_at_its_store_when_it_starts_forgets_nothing(
+    lab: Lab, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.upstream = lab.serve().address
+
+    def begin_anew() -> None:
+        lab.stop()
+        with monkeypatch.context() as patched:
+            patched.setattr(DirectoryStore, "partials", _unreadable)
+            proxy.upstream = lab.serve().address
+            lab.wait_for_line("not known whether it can be gone on with", "Input/output error")
+
+    proxy.faults = [Fault(STREAM, "client", 9, how=begin_anew)]
+    send(through(lab, proxy), CHUNKS)
+    assert proxy.struck == 1
+    assert_stored(lab, b"".join(CHUNKS))
+
+
+def _unreadable(*arguments: object) -> None:
+    raise StorageError(f"exports: {os.strerror(errno.EIO)}", path="exports")
+
+
+def test_a_file_that_could_not_be_noted_is_not_taken_for_made_when_it_is_asked_for_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go on, and be gone after a restart of the receiver."""
+    receiver = lab.serve()
+    lab.transfer("alpha").store(lab.node("beta")).begin(INSTANCE, NEW)
+    (session,) = receiver._sessions._sessions.values()
+    magic = bytes(sessions.MAGIC_LENGTH)
+
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions.Sessions, "_write", fails)
+        with pytest.raises(OSError, match="No space left on device"):
+            receiver._sessions.create(session, "disk-0.raw.zst", magic)
+    with pytest.raises(StorageError, match="exists"):
+        receiver._sessions.create(session, "disk-0.raw.zst", magic)
+
+
 def test_a_state_directory_that_is_full_is_named(tmp_path: Path, requires: Callable[..., None]) -> None:
     requires("mount", "umount", root=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)

@@ -133,7 +133,11 @@ class Sessions:
                     self._left[id_] = time.monotonic()
                     continue
                 said.append(f"{where}: is no longer being received")
-            except (DiskhaulError, OSError, ValueError, KeyError, TypeError) as error:
+            except DiskhaulError as error:  # the store cannot be looked at: nothing is known to be lost
+                self._left[id_] = time.monotonic()
+                said.append(f"{where}: not known whether it can be gone on with: {error}")
+                continue
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 said.append(f"{place.name}: cannot be gone on with: {error}")
             place.with_suffix(_PROGRESS).unlink(missing_ok=True)
             place.unlink(missing_ok=True)
@@ -216,7 +220,11 @@ class Sessions:
             self._check_descriptors(_FILE_DESCRIPTORS, name)
             file = self._received(session, len(session.files), session.writer.create(name), magic, None)
             session.files[name] = file
-            self._write(session)
+            try:
+                self._write(session)
+            except BaseException:
+                del session.files[name]  # it would not be known after a restart: the export fails now
+                raise
             return file
 
     def tokens(self, session: Session, name: str, count: int) -> tuple[ReceivedFile, Progress, list[bytes]]:
