@@ -409,6 +409,24 @@ def test_a_stream_that_says_nothing_more_is_cut_off_and_its_file_goes_on_once_th
     assert content(lab.transfer("alpha").store(lab.node("beta")).open(INSTANCE, NEW), "disk-0.raw.zst") == b"".join(parts)
 
 
+def test_streams_for_which_there_is_no_room_do_not_end_those_that_were_taken(lab: Lab) -> None:
+    receiver = lab.serve(max_per_peer=3)
+    writer = lab.transfer("alpha", streams=8).store(lab.node("beta")).begin(INSTANCE, NEW)
+    file = writer.create("disk-0.raw.zst")
+    assert isinstance(file, TlsFile)
+    parts = [pattern(1 << 20, seed=number) for number in range(24)]
+    for part in parts:
+        file.append([part])
+    (session,) = receiver._sessions._sessions.values()
+    (received,) = session.files.values()
+    file.finish()
+    assert (received._round, file.resent) == (1, 0)
+    lab.wait_for_line("3 connections already")
+    wait_until(lambda: received.streams == 0, "the streams' end")
+    writer.publish(MANIFEST)
+    assert content(lab.transfer("alpha").store(lab.node("beta")).open(INSTANCE, NEW), "disk-0.raw.zst") == b"".join(parts)
+
+
 def test_a_node_has_only_so_many_connections_and_others_have_theirs(lab: Lab) -> None:
     lab.serve(max_per_peer=2)
     store = lab.transfer("alpha").store(lab.node("beta"))

@@ -13,7 +13,7 @@ from diskhaul.errors import DiskhaulError, UnreachableNodeError
 
 from .calls import Caller, Patience
 from .client_reader import FileRanges
-from .connection import BrokenConnectionError, Connection, failure
+from .connection import BrokenConnectionError, BusyError, Connection, failure
 from .settings import MIB
 from .window import Window
 from .wire import ACKNOWLEDGED_FIELDS, MAX_DATA, Kind, WireError, field, load
@@ -193,11 +193,15 @@ class _Sender:
             raise errors[0]
 
     def _guarded(self, token: str, patience: Patience, errors: list[BaseException]) -> None:
+        taken = False
         try:
-            self._stream(token, patience)
+            connection, _ = self._caller.dialler.dial("stream", token=token, magic=self._magic.hex())
+            taken = True
+            self._stream(connection, patience)
         except BaseException as error:
             errors.append(error)
-            self._cut(broken=True)  # the others would wait for what this one does not send
+            if taken or not isinstance(error, BusyError):  # others go on without one for which the receiver has no room
+                self._cut(broken=True)  # they would wait for what this one does not send
 
     def _cut(self, *, broken: bool = False) -> None:
         with self._lock:
@@ -205,8 +209,7 @@ class _Sender:
             for connection in self._streams:
                 connection.cut()
 
-    def _stream(self, token: str, patience: Patience) -> None:
-        connection, _ = self._caller.dialler.dial("stream", token=token, magic=self._magic.hex())
+    def _stream(self, connection: Connection, patience: Patience) -> None:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with self._lock:
