@@ -392,8 +392,8 @@ def test_authenticated_peers_that_say_nothing_more_do_not_keep_others_out_and_ar
 
 def test_a_stream_that_says_nothing_more_is_cut_off_and_its_file_goes_on_once_there_is_more(lab: Lab) -> None:
     """Also when each of the pauses is longer than its sender tries again: nothing has failed."""
-    receiver = lab.serve(idle_timeout_s=0.5)
-    writer = lab.transfer("alpha", retry_s=0).store(lab.node("beta")).begin(INSTANCE, NEW)
+    receiver = lab.serve(idle_timeout_s=2)
+    writer = lab.transfer("alpha", retry_s=1).store(lab.node("beta")).begin(INSTANCE, NEW)
     file = writer.create("disk-0.raw.zst")
     assert isinstance(file, TlsFile)
     parts = [pattern(100_000, seed=number) for number in range(3)]
@@ -410,8 +410,8 @@ def test_a_stream_that_says_nothing_more_is_cut_off_and_its_file_goes_on_once_th
 
 
 def test_streams_for_which_there_is_no_room_do_not_end_those_that_were_taken(lab: Lab) -> None:
-    receiver = lab.serve(max_per_peer=3)
-    writer = lab.transfer("alpha", streams=8).store(lab.node("beta")).begin(INSTANCE, NEW)
+    receiver = lab.serve(max_per_peer=6)
+    writer = lab.transfer("alpha", streams=12).store(lab.node("beta")).begin(INSTANCE, NEW)
     file = writer.create("disk-0.raw.zst")
     assert isinstance(file, TlsFile)
     parts = [pattern(1 << 20, seed=number) for number in range(24)]
@@ -419,9 +419,9 @@ def test_streams_for_which_there_is_no_room_do_not_end_those_that_were_taken(lab
         file.append([part])
     (session,) = receiver._sessions._sessions.values()
     (received,) = session.files.values()
+    lab.wait_for_line("6 connections already")
     file.finish()
     assert (received._round, file.resent) == (1, 0)
-    lab.wait_for_line("3 connections already")
     wait_until(lambda: received.streams == 0, "the streams' end")
     writer.publish(MANIFEST)
     assert content(lab.transfer("alpha").store(lab.node("beta")).open(INSTANCE, NEW), "disk-0.raw.zst") == b"".join(parts)

@@ -111,6 +111,9 @@ class TlsFile(DigestingStoreFile, DigestedStoreFile):
         self._sender.start()
         try:
             self._window.wait_until_durable()
+        except BaseException:
+            self._window.close()  # also when it is the wait that was interrupted: the thread would go on trying
+            raise
         finally:
             self._sender.stop()
             self._ranges.close()
