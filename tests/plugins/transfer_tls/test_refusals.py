@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -403,6 +404,7 @@ def test_a_stream_that_says_nothing_more_is_cut_off_and_its_file_goes_on_once_th
         (received,) = session.files.values()
         wait_until(lambda due=number + 1, received=received: received.progress.due == due, "a frame written")  # type: ignore[misc]
         wait_until(lambda: not file._sender._streams, "the idle stream cut off, which its sender has noticed")
+    time.sleep(1)  # many times as long as it takes to begin another
     assert received._round == len(parts), "without anything to send, none is begun"
     file.finish()
     writer.publish(MANIFEST)
