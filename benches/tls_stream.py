@@ -181,7 +181,7 @@ def shown(rates: dict[str, float]) -> str:
     """The rates, and what part of the bare pair's each of the others is."""
     bare = rates["bare ssl"]
     return ", ".join(
-        f"{name} {rate / 1e6:.0f} MB/s" + ("" if rate == bare else f" ({rate / bare:.0%})") for name, rate in rates.items()
+        f"{name} {rate / 1e6:.0f} MB/s" + ("" if name == "bare ssl" else f" ({rate / bare:.0%})") for name, rate in rates.items()
     )
 
 

@@ -251,7 +251,7 @@ def test_a_sender_of_another_version_is_refused_and_told_what_to_do(
     with monkeypatch.context() as patched:
         patched.setattr(client_connection, what, value)
         with pytest.raises(StorageError, match=f"node beta .*{says}"):
-            lab.transfer("alpha").store(lab.node("beta")).list(INSTANCE)
+            lab.transfer("alpha").store(lab.node("beta"))
     assert re.search(says, lab.wait_for_line("refused"))
     assert_serves(lab)
 
