@@ -22,7 +22,7 @@ def test_every_step_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
     ended = bare_loop(disk, tmp_path / "bare.out", "--rounds", "1")
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6  # a heading and five steps
     assert all(float(figure) >= 0 for line in lines[1:] for figure in line.split()[-2:])
     assert os.listdir(tmp_path) == ["disk.raw"]
 
