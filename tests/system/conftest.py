@@ -221,6 +221,7 @@ class Lab:
             "HOME": "/nonexistent",
             "TERM": "dumb",
             "LANG": "C.UTF-8",
+            "PYTHONFAULTHANDLER": "1",
             "TMPDIR": str(self.temporary),
         }
 

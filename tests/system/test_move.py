@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.network import Network
+from tests.processes import wait_for
 
 import diskhaul
 from diskhaul.options import MIB
@@ -23,7 +24,7 @@ from diskhaul.testing import ProcessGuest
 from diskhaul.testing.guest import BLOCK
 
 from .conftest import INSTANCE, Lab
-from .test_remote_export import Untouched, wait_for
+from .test_remote_export import Untouched
 from .two_clusters import LIMIT_S, NEW_NAME, TwoClusters
 
 # Runs diskhaul at west, unless a file says what is to happen in place of a command: "VERB" is the guest's. deaf: nothing is run;
@@ -115,7 +116,7 @@ class Move:
         """Have what was held, or late, go on at west; what it said there once it has ended. It has to be refused."""
         self.tell("go")
         code = self.lab.path / "late.code"
-        wait_for(lambda: code.exists() and code.read_text().strip(), "the late command's end")
+        wait_for(lambda: code.exists() and code.read_text().strip(), "the late command's end", LIMIT_S)
         assert code.read_text().strip() == "2"
         return (self.lab.path / "late").read_text()
 
@@ -420,7 +421,7 @@ def test_a_start_that_comes_late_is_refused_once_the_guest_was_started_here(move
 def test_a_start_that_is_under_way_when_the_move_is_killed_is_refused_after_recover(move: Move) -> None:
     move.tell("hold.start")
     process = move.start()
-    wait_for((move.lab.path / "slowed").exists, "the start there")
+    wait_for((move.lab.path / "slowed").exists, "the start there", LIMIT_S, while_runs=process)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     move.mend()
@@ -434,7 +435,7 @@ def test_a_start_that_is_under_way_when_the_move_is_killed_is_refused_after_reco
 
 def test_a_reception_that_ends_in_the_middle_fails_the_move(move: Move) -> None:
     process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
-    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=process)
     move.kill_there("receive")
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 3, out + err
@@ -444,7 +445,7 @@ def test_a_reception_that_ends_in_the_middle_fails_the_move(move: Move) -> None:
 
 def test_a_network_that_breaks_fails_the_move(move: Move) -> None:
     process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
-    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=process)
     move.clusters.network.disconnect("west")
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 3, out + err
@@ -454,7 +455,7 @@ def test_a_network_that_breaks_fails_the_move(move: Move) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_move_that_is_interrupted_leaves_everything_as_before(move: Move, number: int) -> None:
     process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
-    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=process)
     process.send_signal(number)
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, out + err
@@ -555,7 +556,7 @@ def test_a_guest_that_was_not_started_there_after_all_is_started_here_by_recover
 def test_a_move_that_is_killed_is_rolled_back_by_recover_while_it_does_not_run_there(move: Move, verb: str) -> None:
     way = move.tell(f"slow.{verb}")
     process = move.start()
-    wait_for((move.lab.path / "slowed").exists, f"the {verb} there")
+    wait_for((move.lab.path / "slowed").exists, f"the {verb} there", LIMIT_S, while_runs=process)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     way.unlink()
@@ -569,7 +570,7 @@ def test_a_move_that_is_killed_is_rolled_back_by_recover_while_it_does_not_run_t
 
 def test_a_move_that_is_killed_while_it_sends_is_rolled_back_on_both_sides(move: Move) -> None:
     process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
-    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=process)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     move.kill_there("receive")
@@ -581,7 +582,7 @@ def test_a_move_that_is_killed_while_it_sends_is_rolled_back_on_both_sides(move:
 def test_a_move_that_is_killed_once_the_guest_runs_there_is_finished_by_recover(move: Move) -> None:
     move.tell("cut.start", "slow.status")
     process = move.start()
-    wait_for((move.lab.path / "slowed").exists, "the status there")
+    wait_for((move.lab.path / "slowed").exists, "the status there", LIMIT_S, while_runs=process)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     move.mend()
@@ -604,7 +605,7 @@ def test_a_move_that_is_killed_at_any_stage_leaves_the_guest_at_one_of_the_two(m
         lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         return any(line["event"] == moment and line["stage"] == stage for line in lines if "stage" in line)
 
-    wait_for(lambda: process.poll() is not None or reached(), f"{stage} {moment}")
+    wait_for(lambda: process.poll() is not None or reached(), f"{stage} {moment}", LIMIT_S)
     process.kill()
     process.communicate(timeout=LIMIT_S)
     with contextlib.suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.network import Network
+from tests.processes import wait_for
 
 import diskhaul
 from diskhaul.certificates import make_self_signed
@@ -108,7 +109,7 @@ def test_a_live_export_with_a_broken_network_in_the_middle_arrives(clusters: Two
     file = clusters.write_destination(reception.destination)
     slow = ("--no-shutdown", "--bwlimit", "2M", "--compress", "none", "--chunk-size", "64K")
     export = clusters.start("east", "export", "web1", "--remote", file, *slow)
-    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-1.raw")), "the second disk's file")
+    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-1.raw")), "the second disk's file", LIMIT_S, while_runs=export)
     clusters.network.disconnect("west")
     time.sleep(1.0)  # long enough for packets to be lost
     clusters.network.connect("west")
@@ -316,7 +317,7 @@ def test_tokens_that_are_being_used_are_refused_to_whoever_comes_next(clusters: 
     file = clusters.write_destination(reception.destination)
     slow = ("--bwlimit", "1M", "--compress", "none", "--chunk-size", "64K")
     first = clusters.start("east", "export", "web1", "--remote", file, "--no-shutdown", *slow)
-    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=first)
     key.mkdir(mode=0o700)
     for name, content in zip(("source.pem", "expires"), stolen, strict=True):
         (key / name).touch(mode=0o600)
@@ -400,15 +401,8 @@ def under_way(clusters: TwoClusters, *more: str) -> tuple[Reception, Any]:
     file = clusters.write_destination(reception.destination)
     slow = ("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
     export = clusters.start("east", "export", "web1", "--remote", file, *slow)
-    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file")
+    wait_for(lambda: any(clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=export)
     return reception, export
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < until, f"{what}: not within {LIMIT_S:g} s"
-        time.sleep(0.02)
 
 
 def run(command: list[str], lab: Lab, *, code: int) -> str:

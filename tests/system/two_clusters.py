@@ -65,7 +65,7 @@ class TwoClusters:
         document = lab.document()
         document["cluster"] |= {"name": "east", "cluster_domain_secret": str(secret)}
         document["defaults"] = {"chunk_size": 262144}
-        document["backend_options"] = {"tls": {"retry_s": 5, "connect_timeout_s": 5, "window_mib": 1}}
+        document["backend_options"] = {"tls": {"retry_s": 15, "connect_timeout_s": 15, "window_mib": 1}}
         self.east_document = document
         self.east_config = self.write("east.toml", document)
         self.west_document: dict[str, Any] = {
