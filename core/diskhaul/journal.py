@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS notes (
     data TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS revoked (move_id TEXT PRIMARY KEY, instance TEXT NOT NULL, since REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS begun (move_id TEXT PRIMARY KEY, instance TEXT NOT NULL, since REAL NOT NULL);
 """
 
 
@@ -131,6 +132,21 @@ class Journal:
     def is_revoked(self, move_id: str) -> bool:
         with self._connection() as connection:
             return connection.execute("SELECT 1 FROM revoked WHERE move_id = ?", (move_id,)).fetchone() is not None
+
+    def begin_start(self, move_id: str, instance: str) -> None:
+        """Note that `instance` is about to be started on behalf of the move `move_id`; it stays noted once it has run."""
+        with self._connection() as connection:
+            connection.execute("INSERT OR IGNORE INTO begun VALUES (?, ?, ?)", (move_id, instance, time.time()))
+
+    def forget_start(self, move_id: str) -> None:
+        """The guest did not start."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM begun WHERE move_id = ?", (move_id,))
+
+    def has_begun(self, move_id: str) -> bool:
+        """Whether a guest was started on behalf of the move `move_id`, or may have been."""
+        with self._connection() as connection:
+            return connection.execute("SELECT 1 FROM begun WHERE move_id = ?", (move_id,)).fetchone() is not None
 
     def unfinished(self, instance: str | None = None) -> list[UnfinishedRun]:
         """Runs that have not ended, oldest first; those of `instance`, or all."""

@@ -261,7 +261,8 @@ class DiskIdentity:
 class GuestResult:
     """A guest that was looked at, started or stopped: whether it runs now, and whether that was done here.
 
-    `disks` are those of a guest that is down, where they were asked for.
+    `disks` are those of a guest that is down, where they were asked for. `ran`, of a stop on behalf of a move: it was
+    started here for that, or may have been, so it was left as it is.
     """
 
     run_id: str
@@ -270,6 +271,7 @@ class GuestResult:
     node: str
     running: bool
     changed: bool = False
+    ran: bool = False
     disks: tuple[DiskIdentity, ...] = ()
     warnings: tuple[str, ...] = ()
 

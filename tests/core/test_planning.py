@@ -15,7 +15,7 @@ from diskhaul.api import Extent, ExtentKind
 from diskhaul.errors import StorageError
 from diskhaul.formats.codec import codec_for, parse_compress
 from diskhaul.model import Disk
-from diskhaul.operations.planning import SAMPLE_BYTES, SAMPLES, estimate_disk, same_place_problems
+from diskhaul.operations.planning import SAMPLE_BYTES, SAMPLES, chunk_problems, estimate_disk, same_place_problems
 from diskhaul.pipeline.source import Source
 from diskhaul.testing import Fault, FaultyDisk, MemoryDisk, RecordingDisk, SparseMemoryDisk
 
@@ -51,6 +51,15 @@ def test_data_and_holes_add_up_and_free_space_is_no_data() -> None:
 
     found = estimate(Mapped(5 * MIB))
     assert (found.size, found.data_bytes, found.hole_bytes, found.free_bytes) == (5 * MIB, 2 * MIB, MIB, 2 * MIB)
+
+
+def test_more_chunks_than_an_export_may_have_are_refused_before_it() -> None:
+    large = [(64 << 10) << 21] * 9
+    assert chunk_problems(large[:8], 64 << 10) == []
+    (problem,) = chunk_problems(large, 64 << 10)
+    assert problem == "chunk_size 65536: the disks have 18874368 chunks, and an export 16777216 at most: choose a larger one"
+    assert chunk_problems(large, 128 << 10) == []
+    assert "too large" in chunk_problems([1 << 62], 64 << 10)[0]
 
 
 @pytest.mark.parametrize("compress", ["zstd:1", "gzip:6"])

@@ -433,6 +433,33 @@ def test_a_start_that_is_under_way_when_the_move_is_killed_is_refused_after_reco
     assert move.lab.state().journal == ()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_guest_that_ran_there_and_is_down_again_is_not_started_here_whatever_was_known_of_its_start(
+    move: Move, killed: bool
+) -> None:
+    """What it has written there since would be forgotten."""
+    move.tell("cut.start", "slow.status" if killed else "deaf.status")
+    if killed:
+        process = move.start()
+        wait_for((move.lab.path / "slowed").exists, "the status there", LIMIT_S, while_runs=process)
+        process.kill()
+        process.communicate(timeout=LIMIT_S)
+        move.kill_there("status")
+    else:
+        assert "IS DOWN here" in move.run(code=3)
+    move.mend()
+    move.clusters.run("west", "guest", "stop", "web1")
+    said = move.clusters.run("east", "recover", "web1", code=4)
+    assert "it was started there, and does not run there now: see what became of it there" in said
+    assert not move.here.running
+    assert not move.there.running
+    assert all(path.exists() for path in move.disks_here)
+    move.clusters.run("west", "guest", "start", "web1")
+    assert "and was removed here" in move.clusters.run("east", "recover", "web1")
+    assert move.there.running
+    assert move.lab.state().journal == ()
+
+
 def test_a_reception_that_ends_in_the_middle_fails_the_move(move: Move) -> None:
     process = move.start("--bwlimit", "512K", "--compress", "none", "--chunk-size", "64K")
     wait_for(lambda: any(move.clusters.west_exports.glob("*/.*/disk-0.raw")), "a disk's file", LIMIT_S, while_runs=process)

@@ -29,6 +29,7 @@ from .codec import max_stored_length
 from .corruption import CorruptError, first_difference
 
 MAX_CHUNKS = 2**21
+MAX_EXPORT_CHUNKS = 2**24
 """Chunks per disk. A table then takes 104 MiB of memory at most; disks larger than this many chunks get larger chunks."""
 
 MAX_GROWN_CHUNK_SIZE = 1 << 30

@@ -22,7 +22,7 @@ from ..errors import RefusedError
 from ..model import Disk, Instance, Nic
 from ..names import escape, name_problem, printable
 from ..version import __version__
-from .chunk_table import chunk_count, is_effective_chunk_size
+from .chunk_table import MAX_EXPORT_CHUNKS, chunk_count, is_effective_chunk_size
 from .codec import codec_for, parse_compress
 from .corruption import CorruptError
 from .export_id import is_export_id, is_run_id, run_of, short_run_id
@@ -357,7 +357,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     _check_shape(data)
     try:
         content = json.loads(
-            data,
+            data.decode("ascii"),  # bytes with zeros among them would be taken for UTF-16 or UTF-32, unlike above
             object_pairs_hook=_no_duplicates,
             parse_int=_bounded_int,
             parse_float=_finite,
@@ -567,6 +567,9 @@ def _check_disks(manifest: Manifest) -> None:
         if problem is not None:
             raise CorruptError(f"manifest: disks.{position}: {problem}")
         files |= {disk.file, disk.chunks_file} - {""}
+    chunks = sum(disk.chunk_count for disk in manifest.disks)
+    if chunks > MAX_EXPORT_CHUNKS:
+        raise CorruptError(f"manifest: disks: {chunks} chunks; an export has {MAX_EXPORT_CHUNKS} at most")
     if manifest.has_digests == (DIGESTS_LATER in manifest.required_features):
         raise CorruptError(f"manifest: required_features: {DIGESTS_LATER} does not go with the disks' digests")
     if any(disk.regions for disk in manifest.disks) != (DISK_REGIONS in manifest.required_features):

@@ -29,7 +29,7 @@ from .free_space import look_for_free_space
 from .guest import guest_call, guest_runs
 from .instance_env import instance_environment
 from .moving import being_moved
-from .planning import estimate_disk, same_place_problems
+from .planning import chunk_problems, estimate_disk, same_place_problems
 from .plugin_answers import failure_lines, problems_from
 from .recover import owes_start, recover_runs
 
@@ -149,6 +149,7 @@ class ExportOperation(Operation[ExportResult]):
             free = self._target_problems(problems)
             problems += self._snapshot_problems()
             problems += self._zero_fill_problems()
+            problems += chunk_problems([source.size for source in sources.values()], self.options.chunk_size)
             problems += same_place_problems(self.instance.disks, self.target.export_dir, self.target.name)
             problems += self._hook_script_problems()
             problems += self._layout_problems()

@@ -16,7 +16,7 @@ from ..options import MAX_TIMEOUT_S
 from ..records import GuestResult
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .disk_identity import disk_identities
-from .guest import GuestKeeper, guest_call, guest_runs
+from .guest import GuestHangsError, GuestKeeper, guest_call, guest_runs
 from .moving import being_moved
 from .plugin_answers import problems_from
 
@@ -31,7 +31,8 @@ class GuestOperation(Operation[GuestResult]):
 
     A start that another cluster's move asks for may come late, when the move has long been rolled back there: the command that
     carries it may have been cut off and still go on. So a stop on behalf of a move first revokes the move's id, under the lock
-    that a start needs too, and a start with a revoked id is refused.
+    that a start needs too, and a start with a revoked id is refused. A guest that was started on behalf of the move, or may have
+    been, is left as it is by such a stop: what it has written since is nowhere else.
 
     Raises (from `run`):
         RefusedError: nothing was touched.
@@ -107,17 +108,15 @@ class GuestOperation(Operation[GuestResult]):
             )
 
     def execute(self, feedback: Feedback) -> GuestResult:
-        if self._action == "stop" and self._move is not None:
+        ran = self._action == "stop" and self._move is not None and self.context.journal.has_begun(self._move)
+        if self._action == "stop" and self._move is not None and not ran:
             self.context.journal.revoke(self._move, self.instance.name)
         before = guest_runs(self.runtime, self.instance)
-        if self._action == "start" and not before:
-            keeper = GuestKeeper(self.runtime, self.instance, self.context.journal, self.context.run_id, feedback)
-            with feedback.stage("start", self.instance.name):
-                self.locks.check()
-                keeper.keep_running(0.0)
-        elif self._action == "stop" and before:
+        if self._action == "start":
+            self._start(before, feedback)
+        elif self._action == "stop" and before and not ran:
             self._stop(feedback)
-        running = {"status": before, "start": True, "stop": False}[self._action]
+        running = {"status": before, "start": True, "stop": before and ran}[self._action]
         return GuestResult(
             run_id=self.context.run_id,
             cluster=self.cluster.name,
@@ -125,9 +124,26 @@ class GuestOperation(Operation[GuestResult]):
             node=self.node.name,
             running=running,
             changed=running != before,
+            ran=ran,
             disks=disk_identities(self.host, self.instance, limit_s=_LOOK_S) if self._disks and not running else (),
             warnings=tuple(feedback.warnings),
         )
+
+    def _start(self, runs: bool, feedback: Feedback) -> None:
+        """Start the guest unless it `runs`, and keep in mind for which move."""
+        if self._move is not None:
+            self.context.journal.begin_start(self._move, self.instance.name)
+        if runs:
+            return
+        keeper = GuestKeeper(self.runtime, self.instance, self.context.journal, self.context.run_id, feedback)
+        try:
+            with feedback.stage("start", self.instance.name):
+                self.locks.check()
+                keeper.keep_running(0.0)
+        except BaseException as error:
+            if self._move is not None and not isinstance(error, GuestHangsError) and not guest_runs(self.runtime, self.instance):
+                self.context.journal.forget_start(self._move)
+            raise
 
     def _stop(self, feedback: Feedback) -> None:
         with feedback.stage("stop", self.instance.name):

@@ -6,9 +6,10 @@ there that it is down: it must never run at both. The note says so, and says mor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from ..api import Runtime
 from ..errors import DiskhaulError, OperationFailedError, RefusedError
@@ -88,11 +89,16 @@ def other_side(cluster: Cluster, name: str) -> OtherSide:
 
 
 def runs_there(side: OtherSide, name: str, action: str = "status", move: str | None = None) -> bool:
-    """Ask for the guest there, or have it started or stopped on behalf of the move `move`; whether it runs there now.
+    """Ask for the guest there, or have it started on behalf of the move `move`; whether it runs there now.
 
     Raises:
         OtherSideError: no answer that says so, from that cluster and about that guest.
     """
+    return bool(_answered(side, name, action, move)["running"])
+
+
+def _answered(side: OtherSide, name: str, action: str, move: str | None) -> Mapping[str, Any]:
+    """As `runs_there`, but for what it answers, with "running" in it."""
     answer = side.ask("guest", action, name, *(() if move is None else ("--move", move)), limit_s=ANSWER_S)
     running = answer.get("running")
     asked = f"guest {action} {name}"
@@ -102,21 +108,31 @@ def runs_there(side: OtherSide, name: str, action: str = "status", move: str | N
         raise side.no_answer(asked, f"it does not know {name} by its full name")
     if not isinstance(running, bool):
         raise side.no_answer(asked, "it does not say whether it runs")
-    return running
+    return answer
 
 
 def settle(side: OtherSide, name: str, move: str) -> bool:
-    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, it does not,
-    and will not be started there any more on behalf of this move, however late its start may come.
+    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, it never ran
+    there on behalf of this move, and will not be started there any more for it, however late its start may come.
 
     Raises:
-        OtherSideError: neither can be said.
+        OtherSideError: neither can be said; it ran there, and does not any more.
     """
     if runs_there(side, name):
         return True
-    if runs_there(side, name, "stop", move):
+    answer = _answered(side, name, "stop", move)
+    if not isinstance(answer.get("ran"), bool):
+        raise side.no_answer(
+            f"guest stop {name}", "it does not say whether it was started there; install the same version here and there"
+        )
+    if answer["ran"] and not answer["running"]:
+        raise side.no_answer(
+            f"guest stop {name}",
+            "it was started there, and does not run there now: see what became of it there, and start it there",
+        )
+    if answer["running"] and not answer["ran"]:
         raise side.no_answer(f"guest stop {name}", "it does not say that it is down")
-    return False
+    return bool(answer["running"])
 
 
 def recover_move(context: RunContext, locks: LockSet, run: UnfinishedRun, noted: Note) -> str:

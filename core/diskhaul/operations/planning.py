@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import Extent, ExtentKind
-from ..formats.chunk_table import effective_chunk_size
+from ..errors import RefusedError
+from ..formats.chunk_table import MAX_EXPORT_CHUNKS, chunk_count, effective_chunk_size
 from ..formats.codec import Compression, codec_for
 from ..model import Disk
 from ..mounts import mount_of
@@ -78,6 +79,19 @@ def _sample_places(extents: Iterator[Extent], data: int) -> Iterator[tuple[int, 
             yield offset, min(SAMPLE_BYTES, extent.end - offset)
             wanted += step
         passed += extent.length
+
+
+def chunk_problems(sizes: Iterable[int], chunk_size: int) -> list[str]:
+    """Why disks of `sizes` cannot be one export: whoever verifies or imports it has the digests of all of them in memory."""
+    try:
+        chunks = sum(chunk_count(size, effective_chunk_size(size, chunk_size)) for size in sizes)
+    except RefusedError as error:
+        return list(error.problems)
+    if chunks <= MAX_EXPORT_CHUNKS:
+        return []
+    return [
+        f"chunk_size {chunk_size}: the disks have {chunks} chunks, and an export {MAX_EXPORT_CHUNKS} at most: choose a larger one"
+    ]
 
 
 def same_place_problems(disks: Sequence[Disk], export_dir: Path | None, target: str) -> list[str]:

@@ -43,6 +43,7 @@ class DirectReads:
         self._direct = -1
         self._alignment = 0
         self._open = True
+        self._refused = False  # found out at a read: others may be in one, so the descriptor stays open
         self._cache_tells = mode == "auto"
 
     def read(self, view: memoryview, offset: int, *, name: str) -> int:
@@ -64,7 +65,7 @@ class DirectReads:
         except OSError as error:
             if error.errno not in native.DIRECT_IO_REFUSED or self._mode == "always":
                 raise
-            self.close()
+            self._refused = True
             return 0
         return length
 
@@ -80,6 +81,8 @@ class DirectReads:
 
     def _ready(self, name: str) -> int:
         """The descriptor for direct reads, or -1 when there is none."""
+        if self._refused:
+            return -1
         with self._lock:
             if self._direct < 0 and self._open:
                 self._open = False  # tried once
@@ -95,7 +98,7 @@ class DirectReads:
             return self._direct
 
     def close(self) -> None:
-        """Read nothing directly any more."""
+        """Read nothing directly any more. Nobody may be reading."""
         with self._lock:
             direct, self._direct, self._open = self._direct, -1, False
         if direct >= 0:

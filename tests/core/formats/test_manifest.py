@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from diskhaul.api import DiskRegion
 from diskhaul.errors import StorageError
 from diskhaul.formats import manifest as manifests
+from diskhaul.formats.chunk_table import MAX_CHUNKS
 from diskhaul.formats.corruption import CorruptError
 from diskhaul.formats.manifest import DiskRecord, Manifest, instance_from_record, instance_record, read_manifest
 from diskhaul.model import Disk, Instance, Nic
@@ -400,6 +401,30 @@ def test_hostile_json_is_refused_in_bounded_memory(data: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * manifests.MAX_MANIFEST_BYTES
+
+
+def test_json_that_is_no_ascii_text_does_not_get_past_the_bounds() -> None:
+    """Python's parser would take these bytes for UTF-16, in which the values do not lie in one string."""
+    hidden = '{"a": "\\"", "b": [' + ", ".join(["{}"] * (manifests.MAX_VALUES + 1)) + '], "c": "\\""}'
+    assert "not JSON" in refused(hidden.encode("utf-16-le"))
+
+
+@pytest.mark.parametrize(("disks", "allowed"), [(8, True), (9, False)])
+def test_the_disks_of_an_export_have_so_many_chunks_at_the_most(disks: int, allowed: bool) -> None:
+    """Sparse files cost nothing, and the tables of all disks are in memory at once."""
+    size = (64 << 10) * MAX_CHUNKS
+    changed = content()
+    changed["disks"] = [
+        changed["disks"][1]
+        | {"index": index, "file": f"disk-{index}.raw", "chunks_file": f"disk-{index}.chunks", "size": size, "stored_size": size}
+        | {"chunk_size": 64 << 10, "chunk_count": MAX_CHUNKS, "data_bytes": 0, "zero_bytes": size, "free_bytes": 0}
+        for index in range(disks)
+    ]
+    changed["instance"]["disks"] = [changed["instance"]["disks"][1]] * disks
+    if allowed:
+        assert len(Manifest.from_bytes(stored(changed)).disks) == disks
+    else:
+        assert "disks: 18874368 chunks; an export has 16777216 at most" in refused(stored(changed))
 
 
 @pytest.mark.parametrize("levels", [80, 10_000])

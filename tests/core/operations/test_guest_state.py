@@ -55,8 +55,9 @@ def test_what_cannot_be_is_refused_together(tmp_path: Path) -> None:
 def test_a_start_for_a_move_is_refused_after_a_stop_for_it_and_others_are_not(tmp_path: Path) -> None:
     runtime, config = ScriptedRuntime(), cluster(tmp_path)
     first, second = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01", "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f02"
-    assert diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=first).running
-    assert not diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=first).running
+    assert diskhaul.guest("start", "web1", config=config, plugins=[runtime]).running
+    stopped = diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=first)
+    assert (stopped.running, stopped.changed, stopped.ran) == (False, True, False)
     assert not diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=first).changed
     with pytest.raises(diskhaul.RefusedError, match="was rolled back: it is not started for that"):
         diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=first)
@@ -64,6 +65,30 @@ def test_a_start_for_a_move_is_refused_after_a_stop_for_it_and_others_are_not(tm
     assert diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=second).changed
     assert diskhaul.guest("stop", "web1", config=config, plugins=[runtime]).changed
     assert diskhaul.guest("start", "web1", config=config, plugins=[runtime]).changed
+
+
+def test_a_guest_that_was_started_for_a_move_is_not_stopped_for_it_and_that_it_ran_is_not_forgotten(tmp_path: Path) -> None:
+    """What it has written since is nowhere else."""
+    runtime, config = ScriptedRuntime(), cluster(tmp_path)
+    run = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01"
+    diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=run)
+    stopped = diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run)
+    assert (stopped.running, stopped.changed, stopped.ran) == (True, False, True)
+    diskhaul.guest("stop", "web1", config=config, plugins=[runtime])
+    stopped = diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run)
+    assert (stopped.running, stopped.changed, stopped.ran) == (False, False, True)
+
+
+@pytest.mark.parametrize(("known", "ran"), [(True, False), (False, True)])
+def test_a_start_for_a_move_that_failed_is_forgotten_only_once_the_guest_is_known_to_be_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, ran: bool
+) -> None:
+    monkeypatch.setattr("diskhaul.operations.guest.RETRY_PAUSES_S", ())
+    runtime, config = ScriptedRuntime(fail={"start": {1}} if known else {"start": {1}, "is_running": {3}}), cluster(tmp_path)
+    run = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01"
+    with pytest.raises(diskhaul.GuestError):
+        diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=run)
+    assert diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run).ran == ran
 
 
 def test_a_stop_for_a_move_that_fails_has_revoked_it_all_the_same(tmp_path: Path) -> None:

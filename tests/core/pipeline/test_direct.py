@@ -110,6 +110,27 @@ def test_a_device_without_direct_io_is_read_through_the_cache_unless_it_has_to_b
         assert direct_io_problem(zeros.fileno()) == "direct I/O: Operation not supported"
 
 
+def test_a_descriptor_that_refuses_a_read_stays_open_for_those_that_are_in_one(
+    reads: Callable[[DirectIO], DirectReads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it closed, another file could be given its number, and be read in place of this one."""
+    used: list[int] = []
+
+    def refuse(descriptor: int, *_: object, name: str) -> None:
+        used.append(descriptor)
+        raise OSError(errno.EINVAL, "Invalid argument", name)
+
+    monkeypatch.setattr(native, "read_direct", refuse)
+    direct, view = reads("auto"), native.aligned_buffer(MIB)
+    assert direct.read(view, 0, name="disk 0") == 0
+    assert direct.read(view, 0, name="disk 0") == 0
+    (descriptor,) = used
+    os.fstat(descriptor)
+    direct.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
 def test_a_source_gives_the_same_bytes_in_every_mode(file: tuple[int, bytes], mode: DirectIO) -> None:
     source = Source(RawReader(os.dup(file[0]), SIZE, "disk.raw"), "disk 0", direct_io=mode)
