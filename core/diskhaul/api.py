@@ -201,6 +201,10 @@ class Storage(Protocol):
 # --- guests -----------------------------------------------------------------------------------------------------------
 
 
+STOP_GRACE_S = 10.0
+"""Seconds that a guest's stop may take beyond its timeout, to pull the plug on one that did not react in time."""
+
+
 class Runtime(Protocol):
     """What runs a guest. States are asked for again after every change: a claim is checked, not believed."""
 
@@ -213,7 +217,7 @@ class Runtime(Protocol):
         ...
 
     def stop(self, instance: Instance, /, *, timeout_s: float) -> object:
-        """Stop the guest and return once it has stopped; `timeout_s` is for a clean shutdown."""
+        """Stop the guest and return once it has stopped; `timeout_s` is for a clean shutdown, `STOP_GRACE_S` for what follows."""
         ...
 
     def start(self, instance: Instance, /) -> object:

@@ -391,7 +391,7 @@ def guest(
         lock_timeout_s: how long to wait for somebody who works on the instance, seconds.
         disks: with "status": say of a guest that is down where each of its disks is, and what it begins with.
         move: the `run_id` of another cluster's move on whose behalf this is asked: a "stop" with it has every "start" with it
-            refused from then on, also one that is on its way already, and leaves a guest that was started with it as it is (`ran`).
+            refused from then on, also one that is on its way already; a guest that was started with it is left as it is (`ran`).
 
     Raises:
         RefusedError: nothing was touched.

@@ -1,8 +1,8 @@
 """Running an external program so that it can neither hang nor outlive what its caller allows.
 
 The program gets its own session (and process group), no standard input, no descriptors of ours, and never a shell. Its output
-goes to an unlinked temporary file rather than to a pipe: a daemon that it leaves behind, and that still holds its output, then
-cannot make anybody wait. On the deadline, on cancellation, on too much output and on any exception the whole process group
+goes to a file in memory rather than to a pipe: a daemon that it leaves behind, and that still holds its output, then cannot make
+anybody wait. On the deadline, on cancellation, on too much output and on any exception the whole process group
 gets SIGTERM and, after a grace period, SIGKILL.
 
 A process that leaves the group (``setsid``) is out of reach; that is also how a guest survives the command that started it.
@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,7 +110,8 @@ def run(
         OSError: it could not be started (ENOENT, EACCES, ENOEXEC, ...), or its exit status was lost because this process
             ignores SIGCHLD.
     """
-    with tempfile.TemporaryFile() as output:
+    # In memory: where a disk is full, or has become read-only, a guest is to be started all the same.
+    with open(os.memfd_create("output", os.MFD_CLOEXEC), "w+b") as output:
         started = time.monotonic()
         process = subprocess.Popen(
             list(argv),

@@ -233,6 +233,24 @@ def test_a_bind_mount_that_hides_the_top_of_the_subvolume_is_refused(
         subprocess.run(["umount", str(bound)], check=True)
 
 
+def test_a_disk_below_a_bind_mount_inside_the_subvolume_is_not_taken_for_the_file_that_it_hides(
+    snapshots: BtrfsSnapshots, btrfs: Path
+) -> None:
+    for name in ("real", "images"):
+        (btrfs / name).mkdir()
+    image(btrfs / "real", pattern(8192))
+    hidden = image(btrfs / "images", bytes(8192))
+    planned = snapshots.plan(hidden, RUN)
+    subprocess.run(["mount", "--bind", str(btrfs / "real"), str(btrfs / "images")], check=True)
+    try:
+        assert "something is mounted between it and the top" in (snapshots.refuses(hidden) or "")
+        with pytest.raises(SnapshotError, match="is another file: is something mounted over it"):
+            snapshots.create(planned)
+    finally:
+        subprocess.run(["umount", str(btrfs / "images")], check=True)
+    assert sorted(os.listdir(btrfs)) == ["images", "real"]
+
+
 def test_a_read_only_filesystem_takes_no_snapshot(snapshots: BtrfsSnapshots, btrfs: Path) -> None:
     snapshot = snapshots.plan(image(btrfs, pattern(8192)), RUN)
     subprocess.run(["mount", "-o", "remount,ro", str(btrfs)], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +217,24 @@ def test_a_device_that_another_program_holds_is_not_written(storage: BlockStorag
     with pytest.raises(StorageError, match="in use"):
         storage.create(disk, MIB, overwrite=True)
     writer.close()
+
+
+def test_a_device_that_a_program_writes_to_without_asking_for_it_alone_is_not_written(
+    storage: BlockStorage, tmp_path: Path, loop_device: Attach
+) -> None:
+    """As QEMU does with the disks of its guests."""
+    disk = device_of(tmp_path, loop_device, pattern(MIB))
+    program = "import sys; file = open(sys.argv[1], 'r+b'); print(); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(disk.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as guest:
+        assert guest.stdout is not None
+        guest.stdout.readline()
+        with pytest.raises(StorageError, match=f"is open for writing in .*{guest.pid}.*: end that first"):
+            storage.create(disk, MIB, overwrite=True)
+        assert guest.stdin is not None
+        guest.stdin.close()
+    storage.create(disk, MIB, overwrite=True).close()
 
 
 def test_a_device_that_backs_a_loop_device_is_not_written(storage: BlockStorage, tmp_path: Path, loop_device: Attach) -> None:

@@ -27,8 +27,8 @@ ACTIONS = ("status", "start", "stop")
     "--move",
     cls=Option,
     metavar="RUN_ID",
-    help="start, stop: on behalf of this move from another cluster. After a stop, a start with the same id is refused; after a start, a "
-    "stop leaves the guest as it is.",
+    help="start, stop: on behalf of this move from another cluster. After a stop, a start with the same id is refused; after a "
+    "start, a stop leaves the guest as it is.",
 )
 @click.option(
     "--disks",

@@ -98,18 +98,27 @@ class ExportDisks:
     def _activate(self) -> None:
         runtime, instance = self._task.runtime, self._instance
         note = self._journal.note(self._run_id, "disks", {"instance": instance.name})
-        with self._state.part_named("disk activation"):
-            activated = guest_call("activate its disks", runtime, runtime.activate_disks, instance)
-        if not activated:
-            self._journal.strike(note)
-            return
+        hangs = False
 
         def deactivate() -> None:
             if self._journal.has(note):  # else this run had lost its lock, and another one may be reading them
                 guest_call("deactivate its disks", runtime, runtime.deactivate_disks, instance)
-                self._journal.strike(note)
+                if not hangs:
+                    self._journal.strike(note)
 
-        self._giving_back.append(self._state.undo_later("deactivating the disks", deactivate))
+        step = self._state.undo_later("deactivating the disks", deactivate)  # one that fails may have activated some of them
+        try:
+            with self._state.part_named("disk activation"):
+                activated = guest_call("activate its disks", runtime, runtime.activate_disks, instance)
+        except GuestHangsError as error:
+            hangs = True
+            self._state.incomplete.append(f"{error}; 'diskhaul recover' deactivates its disks once more")
+            raise
+        if activated:
+            self._giving_back.append(step)
+        else:
+            self._state.done(step)
+            self._journal.strike(note)
 
     def _trim(self) -> None:
         """Have the running guest give back its free space where that was chosen. It only saves room: a failure is a warning."""
@@ -157,6 +166,8 @@ class ExportDisks:
             if not self._options.long_sleep:
                 raise
             self._state.part = ""
+            for failure in self._snapshots.remove_all():  # they are tried again at the end
+                self._feedback.warn(str(failure))
             self._feedback.warn(f"{error}; {stays_down}")
         else:
             self.guest_may_run()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from ..api import ExportStore, LockMode, Snapshot
+from ..api import STOP_GRACE_S, ExportStore, LockMode, Snapshot
 from ..errors import LockTimeoutError, OperationFailedError, RefusedError
 from ..events import ExportRemoved
 from ..feedback import Feedback
@@ -116,8 +116,9 @@ def _start_guest(context: RunContext, run: UnfinishedRun, data: Mapping[str, Any
     watch_s = 0.0
     if not data.get("stopped"):
         timeout_s = float(data["timeout_s"])
+        limit_s = timeout_s + STOP_GRACE_S
         # The clock may have been set since; neither way is the guest watched for longer than a shutdown may take.
-        watch_s = min(max(data["since"] + timeout_s - time.time(), 1.0), timeout_s)
+        watch_s = min(max(data["since"] + limit_s - time.time(), 1.0), limit_s)
     keeper = _keeper(context, run, instance)
     keeper.keep_running(watch_s)
     return f"{instance.name} runs again" if keeper.started else f"{instance.name} was running and had not gone down"

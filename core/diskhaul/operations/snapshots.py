@@ -33,10 +33,11 @@ class SnapshotSet:
         self._may_follow: set[int] = set()  # a call to create it hangs: it may appear when nobody looks any more
 
     def create(self, disks: Sequence[Disk]) -> None:
-        """Snapshot all `disks`, or none.
+        """Snapshot all `disks`.
 
         Raises:
-            SnapshotError: one could not be made; the others have been removed.
+            SnapshotError: one could not be made. What there is of it, and of others, is left to `remove_all`: first comes the
+                guest, which may be waiting.
         """
         for disk in disks:
             name, backend = self._backends[disk.index]
@@ -52,9 +53,7 @@ class SnapshotSet:
             except BaseException as error:  # a plugin may raise anything
                 if isinstance(error, PluginHangsError):
                     self._may_follow.add(disk.index)
-                failure = SnapshotError(f"{disk.label}: no snapshot by {name}: {error or type(error).__name__}")
-                self._remove_after(failure)
-                raise failure from error
+                raise SnapshotError(f"{disk.label}: no snapshot by {name}: {error or type(error).__name__}") from error
 
     def open(self, disk: Disk) -> DiskReader:
         """Open the snapshot of `disk` for reading.
@@ -112,10 +111,6 @@ class SnapshotSet:
 
     def _bounded(self, what: str, call: Callable[[], T]) -> T:
         return within(self._limit_s, f"snapshot {what}", call)
-
-    def _remove_after(self, failure: DiskhaulError) -> None:
-        for error in self.remove_all():
-            failure.add(error, "removing the other snapshots")
 
 
 def snapshot_note(snapshot: Snapshot) -> dict[str, Any]:

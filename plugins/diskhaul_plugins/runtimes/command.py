@@ -36,7 +36,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from diskhaul.api import BackendContext, Capability, Runtime
+from diskhaul.api import STOP_GRACE_S, BackendContext, Capability, Runtime
 from diskhaul.errors import GuestError
 from diskhaul.model import Instance
 from diskhaul.permissions import tampering_problem
@@ -47,8 +47,6 @@ OPTIONAL = ("remove", "freeze", "thaw", "trim", "activate_disks", "deactivate_di
 PAIRS = (("freeze", "thaw"), ("activate_disks", "deactivate_disks"))
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 DEFAULT_TIMEOUT_S = 60.0
-STOP_GRACE_S = 10.0
-"""Seconds that ``stop`` gets beyond the shutdown timeout, to pull the plug on a guest that did not react in time."""
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 RUNNING, STATUS_OFF = 0, (1, 3)  # 3 is what init scripts answer for "not running" (LSB core, 22.2)
 

@@ -8,6 +8,7 @@ The numbers and structures are those of ``linux/btrfs.h``.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -18,6 +19,7 @@ import struct
 from diskhaul.api import BackendContext, Capability, Snapshot, Snapshots
 from diskhaul.errors import SnapshotError
 from diskhaul.model import Disk
+from diskhaul.mounts import mount_of
 
 from ..storages.raw import RawReader
 from .place import check_run_id, entry_exists, open_directory, remove_entry, split_reference
@@ -82,13 +84,16 @@ class BtrfsSnapshots(Snapshots):
         try:
             if _subvolume_flags(subvolume) is None:
                 raise SnapshotError(f"{label}: {top} is no longer a btrfs subvolume")
-            argument = bytearray(_VOL_ARGS_V2.pack(subvolume, 0, _SUBVOL_RDONLY, b"", os.fsencode(name)))
             try:
-                fcntl.ioctl(subvolume, _SNAP_CREATE_V2, argument)
+                inode = os.stat(os.path.join(top, origin)).st_ino
+            except OSError as error:
+                raise SnapshotError(f"{label}: {top} lacks {origin}: {os.strerror(error.errno or 0)}") from error
+            try:
+                _ioctl(subvolume, _SNAP_CREATE_V2, _VOL_ARGS_V2.pack(subvolume, 0, _SUBVOL_RDONLY, b"", os.fsencode(name)))
             except OSError as error:
                 raise SnapshotError(f"{label}: btrfs made no snapshot of {top}: {_reason(error)}") from error
             try:
-                self._check_created(subvolume, name, origin, snapshot)
+                self._check_created(subvolume, name, origin, snapshot, inode)
             except BaseException as failure:
                 try:
                     _destroy(subvolume, name)
@@ -126,10 +131,18 @@ class BtrfsSnapshots(Snapshots):
 
         remove_entry(*_place(snapshot), remove, _reason)
 
-    def _check_created(self, subvolume: int, name: str, relative: str, snapshot: Snapshot) -> None:
-        """Look for ourselves: a snapshot that can be written to, or lacks the disk, is none."""
+    def _check_created(self, subvolume: int, name: str, relative: str, snapshot: Snapshot, inode: int) -> None:
+        """Look for ourselves: a snapshot that can be written to, or lacks the disk, is none. Files keep their inodes' numbers."""
         try:
-            os.close(_open_inside(subvolume, name, relative, snapshot))
+            disk = _open_inside(subvolume, name, relative, snapshot)
+            try:
+                found = os.fstat(disk).st_ino
+            finally:
+                os.close(disk)
+            if found != inode:
+                raise SnapshotError(
+                    f"{snapshot.disk.label}: {relative} in the new snapshot is another file: is something mounted over it?"
+                )
         except OSError as error:
             raise SnapshotError(
                 f"{snapshot.disk.label}: the new snapshot {snapshot.reference} lacks {relative}: {os.strerror(error.errno or 0)}"
@@ -164,10 +177,13 @@ def _subvolume_of(path: str) -> str:
             if os.stat(top).st_ino == _ROOT_INODE:
                 descriptor = open_directory(top)
                 try:
-                    if _subvolume_flags(descriptor) is not None:
-                        return top
+                    found = _subvolume_flags(descriptor) is not None
                 finally:
                     os.close(descriptor)
+                if found and mount_of(path) != mount_of(top):
+                    raise SnapshotError(f"{path}: something is mounted between it and the top of its subvolume, {top}")
+                if found:
+                    return top
             if top == "/":
                 break
             top = os.path.dirname(top)
@@ -225,7 +241,15 @@ def _open_inside(subvolume: int, name: str, relative: str, snapshot: Snapshot) -
 
 
 def _destroy(subvolume: int, name: str) -> None:
-    fcntl.ioctl(subvolume, _SNAP_DESTROY, bytearray(_VOL_ARGS.pack(0, os.fsencode(name))))
+    _ioctl(subvolume, _SNAP_DESTROY, _VOL_ARGS.pack(0, os.fsencode(name)))
+
+
+def _ioctl(descriptor: int, request: int, argument: bytes) -> None:
+    """As `fcntl.ioctl`, which has all other threads wait for calls with an argument of this size, and these take their time."""
+    buffer = ctypes.create_string_buffer(argument, len(argument))
+    if ctypes.CDLL(None, use_errno=True).ioctl(descriptor, ctypes.c_ulong(request), buffer) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _reason(error: OSError) -> str:

@@ -94,6 +94,8 @@ class BlockStorage(Storage):
         try:
             if os.fstat(descriptor).st_rdev != device or native.block_device_size(descriptor) < size:
                 raise StorageError(f"{path}: became another device while it was opened", path=path)
+            if users := list(writers.device_writers(device)):  # not all open it exclusively: QEMU does not
+                raise StorageError(f"{path}: {', '.join(users)}: end that first", path=path)
         except BaseException:
             os.close(descriptor)
             raise

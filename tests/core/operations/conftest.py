@@ -57,6 +57,7 @@ class CopySnapshots(Snapshots):
         return Path(snapshot.reference).exists()
 
     def remove(self, snapshot: diskhaul.Snapshot, /) -> None:
+        self._disturb("remove")
         Path(snapshot.reference).unlink(missing_ok=True)
 
 

@@ -192,6 +192,62 @@ def test_a_freeze_that_ends_too_late_is_told_and_undone_by_recover(
     assert (small.runtime.frozen, small.unfinished()) == (set(), 0)
 
 
+@pytest.mark.parametrize("shutdown", [True, False])
+def test_a_guest_is_thawed_or_started_before_what_there_is_of_a_failed_snapshot_is_removed(
+    small: SmallCluster, copy_snapshots: type[CopySnapshots], shutdown: bool
+) -> None:
+    order: list[str] = []
+
+    class Told(ScriptedRuntime):
+        def thaw(self, instance: diskhaul.Instance, /) -> object:
+            order.append("guest")
+            return super().thaw(instance)
+
+        def start(self, instance: diskhaul.Instance, /) -> object:
+            order.append("guest")
+            return super().start(instance)
+
+    def snapshot(call: str) -> None:
+        if call == "create":
+            raise diskhaul.SnapshotError("no room")
+        if call == "remove":
+            order.append("remove")
+
+    small.runtime, small.snapshots = Told(running={INSTANCE}, can_freeze=True), copy_snapshots(snapshot)
+    with pytest.raises(diskhaul.SnapshotError, match="no room"):
+        small.export(shutdown=shutdown)
+    assert order == ["guest", "remove"]
+    assert (small.runtime.running, small.runtime.frozen, small.unfinished()) == ({INSTANCE}, set(), 0)
+
+
+def test_disks_are_deactivated_after_an_activation_that_failed_in_the_middle(small: SmallCluster) -> None:
+    small.runtime = ScriptedRuntime(inactive={INSTANCE}, fail_after={"activate_disks": {1}})
+    with pytest.raises(diskhaul.GuestError, match="scripted failure after activate_disks"):
+        small.export()
+    assert (small.runtime.active, small.unfinished()) == (set(), 0)
+
+
+def test_disks_whose_activation_ends_too_late_are_deactivated_by_recover(
+    small: SmallCluster, gate: Gate, calls_end: Callable[[], None]
+) -> None:
+    class LateActivation(ScriptedRuntime):
+        def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
+            return 0.1
+
+        def activate_disks(self, instance: diskhaul.Instance, /) -> bool:
+            gate.wait()
+            return super().activate_disks(instance)
+
+    small.runtime = LateActivation(inactive={INSTANCE})
+    with pytest.raises(diskhaul.GuestError, match="activate_disks did not return"):
+        small.export()
+    gate.open()
+    calls_end()
+    assert small.runtime.active == {INSTANCE}
+    assert small.recover().exit_code == 0
+    assert (small.runtime.active, small.unfinished()) == (set(), 0)
+
+
 def test_a_stop_that_ends_too_late_is_undone_by_the_next_export(
     small: SmallCluster, gate: Gate, calls_end: Callable[[], None]
 ) -> None:

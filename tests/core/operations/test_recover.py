@@ -72,7 +72,7 @@ def test_a_guest_is_watched_for_no_longer_than_its_shutdown_may_take(
     monkeypatch.setattr("diskhaul.operations.guest.GuestKeeper._watch", lambda self, seconds: watched.append(seconds))
     left(small, "guest", {"instance": INSTANCE, "timeout_s": 60.0, "since": time.time() + hours * 3600})
     assert small.recover().exit_code == 0
-    assert watched == [1.0 if hours < 0 else 60.0]
+    assert watched == [1.0 if hours < 0 else 70.0]
 
 
 def test_a_guest_that_was_seen_stopped_is_started_and_not_watched(small: SmallCluster) -> None:
