@@ -98,8 +98,14 @@ class Journal:
             return _insert_note(connection, run_id, kind, data)
 
     def note(self, run_id: str, kind: NoteKind, data: Mapping[str, Any]) -> int:
-        """Note what is about to be done; return the note's id for `strike`."""
+        """Note what is about to be done; return the note's id for `strike`.
+
+        Raises:
+            OperationFailedError: also when the run is not open any more.
+        """
         with self._connection() as connection:
+            if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone() is None:
+                raise OperationFailedError("this run had lost its lock, and another one has recovered it: nothing more is begun")
             return _insert_note(connection, run_id, kind, data)
 
     def amend(self, note_id: int, data: Mapping[str, Any]) -> None:
@@ -147,6 +153,20 @@ class Journal:
         """Whether a guest was started on behalf of the move `move_id`, or may have been."""
         with self._connection() as connection:
             return connection.execute("SELECT 1 FROM begun WHERE move_id = ?", (move_id,)).fetchone() is not None
+
+    def settle_guest(self, instance: str, *, stopped: bool) -> None:
+        """Strike off what says that the guest of `instance` is owed a start: somebody has seen to it. Needs its exclusive lock.
+
+        Those of guests that another cluster was told to start stay. With `stopped`, only what says that it had gone down goes.
+        """
+        for run in self.unfinished(instance):
+            if any(note.kind == "moving" for note in run.notes):
+                continue
+            seen_to = [note for note in run.notes if note.kind == "guest" and (note.data.get("stopped") or not stopped)]
+            for note in seen_to:
+                self.strike(note.note_id)
+            if seen_to:
+                self.finish(run.run_id)
 
     def unfinished(self, instance: str | None = None) -> list[UnfinishedRun]:
         """Runs that have not ended, oldest first; those of `instance`, or all."""

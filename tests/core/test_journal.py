@@ -70,7 +70,7 @@ def test_runs_are_told_oldest_first_and_by_instance(tmp_path: Path) -> None:
 
 def test_a_note_of_an_unknown_run_and_a_run_begun_twice_are_errors(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "state")
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(OperationFailedError, match="another one has recovered it: nothing more is begun"):
         journal.note("never-begun", "guest", {})
     journal.begin("run-1", "export", WEB)
     with pytest.raises(sqlite3.IntegrityError):

@@ -626,6 +626,79 @@ def test_a_stopped_instance_gets_its_own_disks_back(place: Place) -> None:
     assert not (place.path / "instance.toml").exists()
 
 
+def at_the_end(action: Callable[[], object]) -> Callable[[object], None]:
+    """Do something once the last byte of the first disk has been written."""
+    todo = [action]
+
+    def listen(event: object) -> None:
+        if isinstance(event, DiskProgress) and event.finished and todo:
+            todo.pop()()
+
+    return listen
+
+
+def test_the_disks_of_a_guest_that_is_started_meanwhile_are_not_replaced(place: Place, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    status = tmp_path / "status"
+    status.write_text(f"#!/bin/sh\ntest -e {runs}\n")
+    status.chmod(0o755)
+    with_command(place, running=False)
+    options = dict(place.instance.runtime_options) | {"status": [str(status)]}
+    cluster = replace(place.cluster, instances=[replace(place.instance, runtime_options=options)])
+    place.disks[0].write_bytes(b"precious")
+    with pytest.raises(diskhaul.GuestError, match="was started by somebody else while its disks were restored"):
+        place.import_(INSTANCE, config=cluster, force=True, on_event=at_the_end(runs.touch))
+    assert place.disks[0].read_bytes() == b"precious"
+
+
+def test_a_file_that_somebody_begins_to_use_meanwhile_is_not_replaced(place: Place, tmp_path: Path, requires: Requires) -> None:
+    requires("losetup", root=True)
+    target = tmp_path / "disk.raw"
+    target.write_bytes(bytes(1 << 20))
+    devices: list[str] = []
+
+    def use() -> None:
+        found = subprocess.run(["losetup", "--find", "--show", str(target)], check=True, capture_output=True, text=True)
+        devices.append(found.stdout.strip())
+
+    try:
+        with pytest.raises(diskhaul.StorageError, match="loop"):
+            place.import_(disks={0: target}, force=True, on_event=at_the_end(use))
+        assert target.read_bytes() == bytes(1 << 20)
+    finally:
+        for device in devices:
+            subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_an_import_that_lost_its_lock_replaces_nothing(place: Place) -> None:
+    with_command(place, running=False)
+    place.disks[0].write_bytes(b"precious")
+
+    def lose() -> None:
+        for record in (place.path / "state" / "locks").glob("*@*"):
+            record.unlink()
+
+    with pytest.raises(diskhaul.LockError, match="lost"):
+        place.import_(INSTANCE, config=place.cluster, force=True, on_event=at_the_end(lose))
+    assert place.disks[0].read_bytes() == b"precious"
+
+
+def test_disks_that_were_replaced_before_one_that_could_not_be_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path, disks=2)
+    rename = os.rename
+
+    def fail_the_second(old: Path, new: Path) -> None:
+        if Path(new).name == "second.raw":
+            raise OSError(5, "Input/output error")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", fail_the_second)
+    with pytest.raises(diskhaul.StorageError, match="cannot get its name") as failed:
+        place.import_(disks={0: tmp_path / "first.raw", 1: tmp_path / "second.raw"})
+    assert any("first.raw: whole already, and new" in note for note in failed.value.__notes__)
+    assert not (tmp_path / "second.raw").exists()
+
+
 def test_the_number_of_configured_disks_has_to_fit(place: Place) -> None:
     more = replace(place.instance, disks=[*place.instance.disks, diskhaul.Disk(path=place.path / "second.raw")])
     cluster = replace(place.cluster, instances=[more])

@@ -131,7 +131,7 @@ class LockSet:
             self._held.remove(entry)
             try:
                 entry[1].release()
-            except Exception as error:  # the work is done; a lock that cannot be given back expires by its lease
+            except BaseException as error:  # the work is done; a lock that cannot be given back expires by its lease
                 self._context.feedback.warn(f"lock {entry[0]} could not be released: {error}; it expires by itself")
 
     def check(self) -> None:

@@ -36,7 +36,7 @@ def guest_call(
     token: CancellationToken | None = None,
     **options: object,
 ) -> T:
-    """Call a runtime's `method`; whatever it raises, and that it hangs, comes out as `GuestError` naming the instance.
+    """Call a runtime's `method`; what it raises, but a `DiskhaulError`, and that it hangs, is a `GuestError` of the instance.
 
     Args:
         what: what it is to do, for messages.
@@ -57,7 +57,7 @@ def guest_call(
 def _longest_call_s(runtime: Runtime, instance: Instance) -> float:
     try:
         return float(runtime.longest_call_s(instance))
-    except Exception:  # a plugin that cannot say how long it takes is no reason to leave a guest down
+    except BaseException:  # a plugin that cannot say how long it takes is no reason to leave a guest down
         return Runtime.longest_call_s(runtime, instance)
 
 
@@ -187,7 +187,7 @@ class GuestKeeper:
             # Asked first: a stop that failed may have left it running, and a second start is an error for many runtimes.
             if self.is_running():
                 return
-        except GuestError as error:
+        except DiskhaulError as error:
             # Better an error about a second start than a guest that is down because nobody could say so.
             self._feedback.warn(f"{error}; it is started all the same")
         self._call("start it", self._runtime.start)

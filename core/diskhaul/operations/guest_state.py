@@ -116,6 +116,8 @@ class GuestOperation(Operation[GuestResult]):
             self._start(before, feedback)
         elif self._action == "stop" and before and not ran:
             self._stop(feedback)
+        if self._action != "status" and self._move is None:  # no run that is gone is to start it once it has been stopped here
+            self.context.journal.settle_guest(self.instance.name, stopped=self._action == "start")
         running = {"status": before, "start": True, "stop": before and ran}[self._action]
         return GuestResult(
             run_id=self.context.run_id,

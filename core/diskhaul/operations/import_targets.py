@@ -57,7 +57,7 @@ class ImportTarget:
         if self.is_file:
             return self._file_problems(force=force, new_directory=new_directory)
         if self.disk.storage == "block":
-            return self._opening_problems(self.disk, force=force)
+            return self.opening_problems(self.disk, force=force)
         return problems_from(self.disk.label, lambda: self.storage.check_target(self.disk, self.size, overwrite=force))
 
     def _file_problems(self, *, force: bool, new_directory: Path | None) -> list[str]:
@@ -81,10 +81,10 @@ class ImportTarget:
             elif not stat.S_ISREG(found.st_mode):
                 problems.append(f"{disk.path}: is not a regular file (links are not followed): choose another path")
             else:
-                problems += self._opening_problems(disk, force=True)
+                problems += self.opening_problems(disk, force=True)
         return problems
 
-    def _opening_problems(self, disk: Disk, *, force: bool) -> list[str]:
+    def opening_problems(self, disk: Disk, *, force: bool) -> list[str]:
         """What opening an existing file or device for writing says. Its first write would empty a file, opening it does not."""
         try:
             self.storage.create(disk, self.size, overwrite=force).close()
@@ -135,7 +135,7 @@ class ImportTarget:
 
 
 class OpenTarget:
-    """A target that is being written: `begin`, chunks into `writer`, then `complete`, or just `close`."""
+    """A target that is being written: `begin`, chunks into `writer`, then `prepare` and `complete`, or just `close`."""
 
     def __init__(self, writer: DiskWriter) -> None:
         self.writer = writer
@@ -143,8 +143,15 @@ class OpenTarget:
     def begin(self) -> None:
         """Mark it as incomplete, durably. Called when all targets have been opened, before anything else is written."""
 
+    def prepare(self) -> None:
+        """Do all that may be refused before `complete`; called once everything has been written and flushed, on all targets.
+
+        Raises:
+            StorageError: it could not be completed, or somebody has begun to use what is to be replaced.
+        """
+
     def complete(self) -> None:
-        """Make it count as whole, durably, and close it. Everything has been written and flushed."""
+        """Make it count as whole, durably, and close it. All targets have been prepared."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -158,27 +165,40 @@ class FileTarget(OpenTarget):
     def __init__(self, target: ImportTarget, writer: Target, *, overwrite: bool) -> None:
         super().__init__(writer)
         assert target.disk.path is not None
+        self._target = target
         self._path: Path = target.disk.path
+        self._beside = self._path.with_name(self._path.name + INCOMPLETE)
         self._overwrite = overwrite
 
-    def complete(self) -> None:
+    def prepare(self) -> None:
         self.writer.close()  # what closing reports must not come after the file has its name
-        beside = self._path.with_name(self._path.name + INCOMPLETE)
         try:
             before = self._path.lstat() if os.path.lexists(self._path) else None
-            if before is not None and not (self._overwrite and stat.S_ISREG(before.st_mode)):
-                raise StorageError(f"{self._path}: appeared while it was restored to {beside.name}", path=str(self._path))
-            if before is not None:  # its owner and mode stay
-                os.chown(beside, before.st_uid, before.st_gid, follow_symlinks=False)
-                os.chmod(beside, stat.S_IMODE(before.st_mode))
-            os.rename(beside, self._path)
+            if before is None:
+                return
+            if not (self._overwrite and stat.S_ISREG(before.st_mode)):
+                raise StorageError(f"{self._path}: appeared while it was restored to {self._beside.name}", path=str(self._path))
+            if problems := self._target.opening_problems(self._target.disk, force=True):
+                raise StorageError("; ".join(problems), path=str(self._path))
+            # Its owner and mode stay.
+            os.chown(self._beside, before.st_uid, before.st_gid, follow_symlinks=False)
+            os.chmod(self._beside, stat.S_IMODE(before.st_mode))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def complete(self) -> None:
+        try:
+            os.rename(self._beside, self._path)
             directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
         except OSError as error:
-            raise StorageError(f"{self._path}: cannot get its name: {error.strerror}", path=str(self._path)) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(f"{self._path}: cannot get its name: {error.strerror}", path=str(self._path))
 
 
 class InPlaceTarget(OpenTarget):

@@ -92,6 +92,9 @@ def _recover_run(operation: Operation[Any], run: UnfinishedRun, done: list[str],
             if not any(each.kind == "moving" for each in _notes(context, run)):
                 context.journal.strike(note.note_id)
             continue
+        operation.locks.check()  # else another run may have settled it, and be at work by now
+        if not context.journal.has(note.note_id):
+            continue
         try:
             if note.kind == "moving":
                 done.append(recover_move(context, operation.locks, run, note))

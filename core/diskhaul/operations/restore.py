@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..api import ExportReader, LockMode
-from ..errors import DiskhaulError, OperationFailedError, RefusedError, StorageError, VerificationError
+from ..errors import DiskhaulError, GuestError, OperationFailedError, RefusedError, StorageError, VerificationError
 from ..feedback import Feedback
 from ..formats.corruption import CorruptError
 from ..formats.ganeti import CONFIG_NAME, GanetiDump, is_ours, parse_config_ini, size_mib
@@ -483,8 +483,29 @@ class ImportOperation(CatalogOperation[ImportResult]):
             if target.size > source.size and not open_target.writer.reads_zero:
                 open_target.writer.zero(source.size, target.size - source.size)
                 open_target.writer.flush()
+        self._check_undisturbed()
         for open_target in opened:
-            open_target.complete()
+            open_target.prepare()
+        completed: list[str] = []
+        for target, open_target in zip(self._targets, opened, strict=True):
+            try:
+                open_target.complete()
+            except BaseException as error:
+                if completed:
+                    error.add_note(f"{', '.join(completed)}: whole already, and new: what is there does not go with the others")
+                raise
+            completed.append(target.place)
+
+    def _check_undisturbed(self) -> None:
+        """What was written is to count from now on: nobody may have begun to use what it replaces.
+
+        Raises:
+            LockLostError: the instance may be somebody else's by now.
+            GuestError: it runs.
+        """
+        self.locks.check()
+        if self._configured is not None and guest_runs(self.host.runtime(self._configured.runtime), self._configured):
+            raise GuestError(f"{self._configured.name} was started by somebody else while its disks were restored")
 
     def _closed(self, opened: list[OpenTarget], error: BaseException) -> DiskhaulError:
         """Close what is left incomplete; return the error to raise."""

@@ -91,12 +91,12 @@ class SnapshotSet:
                 raise SnapshotError("it is still there")
             if index in self._may_follow:
                 raise SnapshotError("the call to make it was left behind, and may still make it")
+            self._journal.strike(note)
         except BaseException as error:
             raise SnapshotError(
                 f"{snapshot.disk.label}: its snapshot {snapshot.reference} could not be removed by {name}: {error}; "
                 "'diskhaul recover' tries again"
             ) from error
-        self._journal.strike(note)
         del self._made[index]
 
     def remove_all(self) -> list[SnapshotError]:

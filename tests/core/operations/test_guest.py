@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diskhaul.errors import GuestError, OperationFailedError
+from diskhaul.errors import GuestError, OperationFailedError, StorageError
 from diskhaul.feedback import Feedback
 from diskhaul.host import PluginHost
 from diskhaul.journal import Journal
@@ -326,3 +326,18 @@ def test_a_run_that_lost_its_lock_does_not_thaw_what_another_one_froze(desk: Cal
     d.journal.strike(run.notes[0].note_id)
     d.keeper.thaw()
     assert runtime.count("thaw") == 0
+
+
+def test_a_guest_whose_state_cannot_be_found_out_is_started_whatever_kind_of_error_says_so(desk: Callable[[Any], Desk]) -> None:
+    class Unsure(ScriptedRuntime):
+        def is_running(self, instance: Instance, /) -> bool:
+            if not self.running:
+                raise StorageError("the pool does not answer")
+            return super().is_running(instance)
+
+        def longest_call_s(self, instance: Instance, /) -> float:
+            raise SystemExit("cannot say")
+
+    runtime = Unsure()
+    desk(runtime).keeper.keep_running(0.0)
+    assert (runtime.running, runtime.count("start")) == ({INSTANCE}, 1)

@@ -123,6 +123,65 @@ def test_a_call_that_hangs_while_recovering_ends_after_the_runtimes_own_time(
     assert small.notes() == ["disks"]
 
 
+def test_what_another_run_has_settled_meanwhile_is_left_alone(small: SmallCluster) -> None:
+    """As when this process was stopped for longer than its lease, with the notes read already."""
+    small.runtime = ScriptedRuntime()
+    left(small, "disks", {"instance": INSTANCE})
+    left(small, "guest", {"instance": INSTANCE, "timeout_s": 1.0, "since": 0.0, "stopped": True}, run_id="run-2")
+
+    class Settles(ScriptedRuntime):
+        def deactivate_disks(self, instance: diskhaul.Instance, /) -> object:
+            journal = Journal(small.state_dir)
+            for run in journal.unfinished(INSTANCE):
+                for note in run.notes:
+                    journal.strike(note.note_id)
+            return super().deactivate_disks(instance)
+
+    small.runtime = Settles()
+    assert small.recover().exit_code == 0
+    assert (small.runtime.running, small.runtime.count("start"), small.unfinished()) == (set(), 0, 0)
+
+
+def test_a_recovery_that_lost_its_lock_goes_on_with_nothing(small: SmallCluster) -> None:
+    class Loses(ScriptedRuntime):
+        def deactivate_disks(self, instance: diskhaul.Instance, /) -> object:
+            for record in (small.state_dir / "locks").glob("*@*"):
+                record.unlink()
+            return super().deactivate_disks(instance)
+
+    small.runtime = Loses()
+    left(small, "disks", {"instance": INSTANCE})
+    left(small, "guest", {"instance": INSTANCE, "timeout_s": 1.0, "since": 0.0, "stopped": True}, run_id="run-2")
+    with pytest.raises(diskhaul.LockError, match="lost"):
+        small.recover()
+    assert (small.runtime.running, small.notes()) == (set(), ["guest"])
+
+
+@pytest.mark.parametrize("action", ["start", "stop"])
+def test_a_guest_that_was_started_or_stopped_by_hand_is_owed_no_start(small: SmallCluster, action: Any) -> None:
+    small.runtime = ScriptedRuntime()
+    left(small, "guest", {"instance": INSTANCE, "timeout_s": 60.0, "since": time.time(), "stopped": True})
+    diskhaul.guest(action, INSTANCE, config=small.cluster(), plugins=small.plugins)
+    assert small.unfinished() == 0
+    small.runtime.running.clear()
+    assert small.recover().exit_code == 0
+    assert small.runtime.running == set()
+
+
+def test_a_guest_whose_stop_may_still_come_is_owed_a_start_after_one_by_hand(small: SmallCluster) -> None:
+    left(small, "guest", {"instance": INSTANCE, "timeout_s": 60.0, "since": time.time()})
+    diskhaul.guest("start", INSTANCE, config=small.cluster(), plugins=small.plugins)
+    assert small.notes() == ["guest"]
+
+
+def test_a_guest_that_another_cluster_was_told_to_start_stays_noted_whatever_is_done_by_hand(small: SmallCluster) -> None:
+    small.runtime = ScriptedRuntime()
+    left(small, "moving", {})
+    Journal(small.state_dir).note("run-1", "guest", {"instance": INSTANCE, "timeout_s": 1.0, "since": 0.0, "stopped": True})
+    diskhaul.guest("stop", INSTANCE, config=small.cluster(), plugins=small.plugins)
+    assert small.notes() == ["moving", "guest"]
+
+
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
