@@ -485,6 +485,37 @@ def test_a_second_client_is_kept_from_the_plan_while_the_first_works_on_it(fleet
     assert [(plan.name, plan.ended) for plan in PlanStore(lab.state_dir).plans()] == [("p", None)]
 
 
+def test_a_client_that_lost_its_plan_to_another_one_stops_and_leaves_what_that_one_wrote(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(4)
+    store: PlanStore | None = None
+    token = diskhaul.CancellationToken()
+
+    def take_over(event: Event) -> None:
+        nonlocal store
+        if isinstance(event, MemberFinished) and store is None:
+            for record in (lab.state_dir / "locks").glob("fleet%2F*"):  # as if the client had slept for longer than its lease
+                record.unlink()
+            store = PlanStore(lab.state_dir)
+            store.record("p", [replace(member, state="pending", attempts=7) for member in store.members("p")])
+
+    with pytest.raises(diskhaul.LockLostError, match="fleet/p"):
+        diskhaul.fleet_export(
+            all_instances=True,
+            to="beta",
+            parallel=1,
+            plan="p",
+            config=lab.cluster(),
+            options=SMALL,
+            on_event=take_over,
+            cancel=token,
+        )
+    assert token.cancelled
+    assert store is not None
+    assert [(member.state, member.attempts) for member in store.members("p")] == [("pending", 7)] * 4
+    assert partials(lab) == Counter()
+    assert len(ids(lab)) == 1
+
+
 def test_events_say_which_instance_they_are_of_and_a_listener_is_called_one_at_a_time(fleet: Callable[..., Lab]) -> None:
     lab = fleet(8)
     inside = threading.Lock()

@@ -113,7 +113,8 @@ class FleetRunner:
         """Export until nothing is left, or until the token is cancelled and what was running has ended.
 
         Raises:
-            OperationFailedError: the plan could not be written; what was running has been stopped.
+            OperationFailedError, LockLostError: the plan could not be written, or is another client's by now; what was running
+                has been stopped.
         """
         with ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="diskhaul-fleet") as pool:
             try:

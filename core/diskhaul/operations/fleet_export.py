@@ -250,7 +250,7 @@ class FleetExportOperation(Operation[FleetResult]):
                 targets=self._targets,
                 limits=self._limits,
                 export_one=self._export_one,
-                record=lambda members: self._store.record(self._plan, members),
+                record=self._record,
                 tell=feedback.emit,
                 token=self.token,
                 ask_room=asker.ask if self._targets.wants_sizes else lambda: None,
@@ -259,6 +259,7 @@ class FleetExportOperation(Operation[FleetResult]):
         members = tuple(_result(member, earlier) for member in runner.members.values())
         interrupted = any(member.state in ("pending", "running") for member in members)
         if not interrupted:
+            self.locks.check()
             self._store.end(self._plan)
         return FleetResult(
             run_id=self.context.run_id,
@@ -325,7 +326,7 @@ class FleetExportOperation(Operation[FleetResult]):
             checked.append(member)
         changed = [after for before, after in zip(self._members, checked, strict=True) if before is not after]
         if changed:
-            self._store.record(self._plan, changed)
+            self._record(changed)
         return checked
 
     def _missing_exports(self, done: Iterable[PlannedMember]) -> set[str]:
@@ -342,6 +343,16 @@ class FleetExportOperation(Operation[FleetResult]):
             except BaseException as error:  # a plugin may raise anything
                 self.feedback.warn(f"whether {len(exports)} exports are still on {name} could not be found out: {error}")
         return missing
+
+    def _record(self, members: Sequence[PlannedMember]) -> None:
+        """Write how far `members` are, while the plan is still ours: whoever took it over has written since.
+
+        Raises:
+            LockLostError: another client may be at work on the plan.
+            OperationFailedError: it could not be written.
+        """
+        self.locks.check()
+        self._store.record(self._plan, members)
 
     # --- one export -------------------------------------------------------------------------------------------------
 
