@@ -550,6 +550,14 @@ def test_a_process_that_stopped_while_changing_the_queue_is_reported_at_the_dead
             take(make(state_dir), deadline_s=0.05)
 
 
+def test_a_queue_that_is_being_changed_is_no_problem(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_file, "_CHECK_WAIT_S", 0.05)
+    take(make(state_dir)).release()
+    with open(state_dir / "locks" / "counter", "rb+") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)
+        assert list(make(state_dir).check()) == []
+
+
 def test_an_owner_with_control_characters_is_shown_escaped(state_dir: Path) -> None:
     held = take(make(state_dir), owner="evil\x1b[2J\nline")
     with pytest.raises(LockTimeoutError, match=r"held by evil\\x1b\[2J\\nline \(pid"):

@@ -71,6 +71,7 @@ _MODE = {LockMode.EXCLUSIVE: "x", LockMode.SHARED: "s"}
 _BEAT_BYTES = 33  # 32 hex digits and a newline in front of the record's JSON; rewritten in place
 _MAX_RECORD_BYTES = 16 * 1024
 _FIRST_POLL_S, _LAST_POLL_S = 0.001, 0.1
+_CHECK_WAIT_S = 5.0
 # Filesystems that only one kernel has mounted: a record of another boot in them is of a process that is gone.
 _LOCAL_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "bcachefs", "jfs", "overlay"})
 
@@ -309,8 +310,10 @@ class FileLocks(Locks):
             counter = self._directory / COUNTER
             if not problems and os.path.lexists(counter):
                 try:
-                    with _locked(counter, os.O_RDWR, time.monotonic() + 5.0, lambda: False) as descriptor:
+                    with _locked(counter, os.O_RDWR, time.monotonic() + _CHECK_WAIT_S, lambda: False) as descriptor:
                         _counted(descriptor, counter)
+                except _BusyError:
+                    pass  # it works for somebody; `acquire` says so at its deadline
                 except OSError as error:
                     problems.append(f"locks: {counter}: {error.strerror}")
                 except LockError as error:
