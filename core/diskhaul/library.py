@@ -219,6 +219,7 @@ def fleet_export(
     Raises:
         RefusedError: nothing was touched; `problems` lists every reason. A plan that is unfinished is one.
         LockTimeoutError: another process works on the plan.
+        InterruptedRunError: cancelled before the first export could begin.
         OperationFailedError, LockLostError: the plan could not be written, or its lock was lost; exports that ran have been
             stopped cleanly.
     """

@@ -21,6 +21,7 @@ import diskhaul
 from diskhaul.api import BackendContext, Runtime, RuntimeSpec
 from diskhaul.events import Event, MemberEvent, MemberFinished, MemberStarted
 from diskhaul.fleet.plan_store import PlanStore
+from diskhaul_plugins.engines.local import LocalEngine
 
 from .conftest import NODES, Lab
 
@@ -419,6 +420,67 @@ def test_an_export_that_has_gone_since_is_made_again_and_the_others_are_not(flee
     assert [member.earlier for member in second.members] == [True, True, False, True]
     assert [a.export_id == b.export_id for a, b in zip(first.members, second.members, strict=True)] == [True, True, False, True]
     assert any("is gone: it is exported again" in warning for warning in second.warnings)
+
+
+class Deaf(LocalEngine):
+    """Nodes are asked, and `answer` is called first.
+
+    Attributes:
+        asked: whom, in turn.
+    """
+
+    def __init__(self, answer: Callable[[str], object]) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def run(self, node: Any, function: Any, /, *arguments: Any) -> Any:
+        self.asked.append(node.name)
+        self.answer(node.name)
+        return super().run(node, function, *arguments)
+
+    @diskhaul.hookimpl
+    def diskhaul_engines(self) -> list[diskhaul.EngineSpec]:
+        return [diskhaul.EngineSpec(name="deaf", create=lambda context: self, capability=lambda: diskhaul.Capability(works=True))]
+
+    def of(self, lab: Lab) -> diskhaul.Cluster:
+        return lab.cluster(backends={"engine": "deaf"})
+
+
+def test_a_node_that_does_not_say_what_is_still_there_is_left_behind_when_the_plan_goes_on(
+    fleet: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diskhaul.operations import fleet_export
+
+    lab = fleet(2)
+    diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    ended = threading.Event()
+    deaf = Deaf(lambda name: ended.wait(DEADLINE_S))
+    monkeypatch.setattr(fleet_export, "NODE_LIMIT_S", 0.05)
+    try:
+        again = diskhaul.fleet_export(resume=True, plan="p", config=deaf.of(lab), plugins=[deaf])
+    finally:
+        ended.set()
+    assert [member.earlier for member in again.members] == [True, True]
+    assert any("2 exports are still on beta could not be found out" in warning for warning in again.warnings)
+
+
+def test_a_plan_that_goes_on_can_be_cancelled_while_a_node_does_not_say_what_is_still_there(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(2)
+    diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    token, ended = diskhaul.CancellationToken(), threading.Event()
+
+    def hang(name: str) -> None:
+        token.cancel("enough")
+        assert ended.wait(DEADLINE_S)
+
+    deaf = Deaf(hang)
+    try:
+        with pytest.raises(diskhaul.InterruptedRunError, match="enough"):
+            diskhaul.fleet_export(resume=True, plan="p", config=deaf.of(lab), plugins=[deaf], cancel=token)
+        assert not ended.is_set()
+    finally:
+        ended.set()
+    assert diskhaul.fleet_export(resume=True, plan="p", config=lab.cluster()).exit_code == 0
 
 
 def test_what_cannot_be_exported_fails_alone_with_its_reason_and_is_not_tried_again(fleet: Callable[..., Lab]) -> None:

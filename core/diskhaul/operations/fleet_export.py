@@ -33,11 +33,11 @@ from ..options import ExportOptions
 from ..pipeline.source import Source
 from ..records import ExportResult, FleetMember, FleetResult, ListResult, Plan, RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import PARALLEL_NODES, on_node
+from .catalog import NODE_LIMIT_S, PARALLEL_NODES, on_node
 from .deadlines import within
 
 _ASK_ROOM_S = 30.0  # so often each node is asked for its free space
-_NODE_LIMIT_S = 30.0  # how long a node may take to answer one question
+_BRIEF_LIMIT_S = 30.0  # how long a node may take to say how large a disk is, or how much room it has
 
 
 class ExportFunction(Protocol):
@@ -330,7 +330,11 @@ class FleetExportOperation(Operation[FleetResult]):
         return checked
 
     def _missing_exports(self, done: Iterable[PlannedMember]) -> set[str]:
-        """Instances whose export is no longer where it went; each node is asked once."""
+        """Instances whose export is no longer where it went; each node is asked once.
+
+        Raises:
+            InterruptedRunError: cancelled.
+        """
         by_node: dict[str, list[tuple[str, str]]] = {}
         for member in done:
             by_node.setdefault(member.target, []).append((member.instance, member.export_id))
@@ -339,8 +343,14 @@ class FleetExportOperation(Operation[FleetResult]):
             try:
                 if name not in self._nodes:
                     raise RefusedError(f"node {name} is no longer configured")
-                missing |= on_node(self.host, self._nodes[name], _not_there, exports)
+                missing |= within(
+                    NODE_LIMIT_S,
+                    f"node {name}",
+                    partial(on_node, self.host, self._nodes[name], _not_there, exports),
+                    token=self.token,
+                )
             except BaseException as error:  # a plugin may raise anything
+                self.token.raise_if_cancelled()
                 self.feedback.warn(f"whether {len(exports)} exports are still on {name} could not be found out: {error}")
         return missing
 
@@ -453,7 +463,7 @@ class FleetExportOperation(Operation[FleetResult]):
             node = self._nodes[instance.node]
             disks = [(self.host.storage(disk.storage), disk) for disk in instance.disks]
             return within(
-                _NODE_LIMIT_S,
+                _BRIEF_LIMIT_S,
                 f"measuring {name}",
                 lambda: self.host.engine().run(node, _sizes, disks),
                 token=self.token,
@@ -465,7 +475,7 @@ class FleetExportOperation(Operation[FleetResult]):
         """Free bytes on a node, or None where it does not say."""
         node = self._nodes[name]
         try:
-            return within(_NODE_LIMIT_S, f"node {name}", lambda: on_node(self.host, node, _free_bytes))
+            return within(_BRIEF_LIMIT_S, f"node {name}", lambda: on_node(self.host, node, _free_bytes))
         except BaseException as error:  # a plugin may raise anything; the node comes last then
             self._warn_once(f"node {name} does not say how much room it has: {printable(str(error))}")
             return None
