@@ -483,6 +483,20 @@ def test_a_plan_that_goes_on_can_be_cancelled_while_a_node_does_not_say_what_is_
     assert diskhaul.fleet_export(resume=True, plan="p", config=lab.cluster()).exit_code == 0
 
 
+def test_a_node_that_does_not_answer_is_not_asked_again_for_the_size_of_each_of_its_instances(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(12)
+
+    def answer(name: str) -> None:
+        if name == "alpha":
+            raise diskhaul.UnreachableNodeError(name, "gone")
+
+    deaf = Deaf(answer)
+    planned = diskhaul.fleet_export(all_instances=True, to="round-robin", dry_run=True, config=deaf.of(lab), plugins=[deaf])
+    assert Counter(deaf.asked) == {"alpha": 1, "beta": 3, "gamma": 3, "delta": 3}
+    assert {member.size for member in planned.members if member.source == "alpha"} == {0}
+    assert all(member.size for member in planned.members if member.source != "alpha")
+
+
 def test_what_cannot_be_exported_fails_alone_with_its_reason_and_is_not_tried_again(fleet: Callable[..., Lab]) -> None:
     lab = fleet(6)
     broken = "vm003.example.com"

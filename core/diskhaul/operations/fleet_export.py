@@ -24,7 +24,7 @@ from ..fleet.request import MOST_FREE, ROUND_ROBIN, FleetLimits, FleetRequest
 from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
 from ..fleet.selection import select
-from ..fleet.targets import TargetChoice, Targets
+from ..fleet.targets import TROUBLE_S, TargetChoice, Targets
 from ..formats.export_id import run_of, short_run_id
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
@@ -34,7 +34,7 @@ from ..pipeline.source import Source
 from ..records import ExportResult, FleetMember, FleetResult, ListResult, Plan, RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import NODE_LIMIT_S, PARALLEL_NODES, on_node
-from .deadlines import within
+from .deadlines import PluginHangsError, within
 
 _ASK_ROOM_S = 30.0  # so often each node is asked for its free space
 _BRIEF_LIMIT_S = 30.0  # how long a node may take to say how large a disk is, or how much room it has
@@ -98,6 +98,7 @@ class FleetExportOperation(Operation[FleetResult]):
         self._resume, self._discard, self._asked_dry_run = resume, discard, dry_run
         self._tell_one = tell_one
         self._warned: list[str] = []
+        self._troubled: dict[str, float] = {}  # nodes that did not say how large a disk is, and until when they are not asked
         self._request: FleetRequest
         self._options: ExportOptions
         self._instances: Mapping[str, Instance]
@@ -452,13 +453,18 @@ class FleetExportOperation(Operation[FleetResult]):
         return replace(self.cluster, instances=(known,))
 
     def _measure(self, name: str) -> int:
-        """Bytes of the disks of an instance: as configured, or else as its storages say; 0 where they do not."""
+        """Bytes of the disks of an instance: as configured, or else as its storages say; 0 where they do not.
+
+        A node that does not answer is left alone for a while.
+        """
         instance = self._instances.get(name)
         if instance is None:
             return 0
         sizes = [disk.size for disk in instance.disks]
         if None not in sizes:
             return sum(size for size in sizes if size is not None)
+        if self._troubled.get(instance.node, 0.0) > time.monotonic():
+            return 0
         try:
             node = self._nodes[instance.node]
             disks = [(self.host.storage(disk.storage), disk) for disk in instance.disks]
@@ -468,6 +474,9 @@ class FleetExportOperation(Operation[FleetResult]):
                 lambda: self.host.engine().run(node, _sizes, disks),
                 token=self.token,
             )
+        except (UnreachableNodeError, PluginHangsError):  # everything waits for this: once is enough
+            self._troubled[instance.node] = time.monotonic() + TROUBLE_S
+            return 0
         except BaseException:  # its export will say what is wrong with it; the order can do without its size
             return 0
 
