@@ -219,7 +219,9 @@ def fleet_export(
     Raises:
         RefusedError: nothing was touched; `problems` lists every reason. A plan that is unfinished is one.
         LockTimeoutError: another process works on the plan.
-        OperationFailedError: the plan could not be written; exports that ran have been stopped cleanly.
+        InterruptedRunError: cancelled before the first export could begin.
+        OperationFailedError, LockLostError: the plan could not be written, or its lock was lost; exports that ran have been
+            stopped cleanly.
     """
     return fleet_operation(
         patterns,

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from diskhaul.api import BackendContext, Locks
-from diskhaul.errors import ConfigurationError, LockError, LockLostError, LockTimeoutError
+from diskhaul.api import BackendContext, LockMode, Locks
+from diskhaul.errors import ConfigurationError, InterruptedRunError, LockError, LockLostError, LockTimeoutError
 from diskhaul.model import Cluster
 from diskhaul.testing.conformance.locks import EXCLUSIVE, LONG_S, SHARED, LockConformance, is_free, take
 from diskhaul_plugins.locks import file as lock_file
@@ -377,6 +377,67 @@ def test_a_holder_from_another_boot_is_judged_by_the_mount_that_holds_the_state(
         subprocess.run(["umount", str(place)], check=True)
 
 
+def elsewhere(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only record in the directory is of a process that the kernel knows nothing of."""
+    monkeypatch.setattr(lock_file, "_LOCAL_FILESYSTEMS", frozenset())
+    rewrite(state_dir, boot="another machine's")
+
+
+@pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
+def test_whoever_waits_for_less_than_the_lease_still_takes_over_from_a_dead_holder_elsewhere(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, mode: LockMode
+) -> None:
+    monkeypatch.setattr(lock_file._Request, "_beat", lambda self, interval_s: None)
+    held = take(make(state_dir, lease_s=0.5))
+    elsewhere(state_dir, monkeypatch)
+    assert not is_free(make(state_dir)), "who does not want to wait does not"
+    second = take(make(state_dir), mode=mode, deadline_s=0.05)
+    assert second.token > held.token
+    with pytest.raises(LockLostError):
+        held.check()
+    second.release()
+    held.release()
+
+
+def test_whoever_waits_for_less_than_the_lease_does_not_wait_on_once_a_holder_elsewhere_has_shown_that_it_lives(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = take(make(state_dir, lease_s=1.5))
+    elsewhere(state_dir, monkeypatch)
+    with pytest.raises(LockTimeoutError):
+        take(make(state_dir), deadline_s=0.05)
+    held.check()
+    held.release()
+
+
+def test_whoever_waits_for_less_than_the_lease_does_not_wait_on_for_one_that_lives_and_is_first(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_file._Request, "_beat", lambda self, interval_s: None)
+    held = take(make(state_dir, lease_s=3600))
+    elsewhere(state_dir, monkeypatch)
+    waiting, enough = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(take, make(state_dir), on_wait=lambda holder: waiting.set(), cancelled=enough.is_set)
+        assert waiting.wait(LONG_S)
+        with pytest.raises(LockTimeoutError):
+            take(make(state_dir), deadline_s=0.05)
+        enough.set()
+        with pytest.raises(InterruptedRunError):
+            first.result(LONG_S)
+    held.release()
+
+
+def test_waiting_on_for_a_holder_elsewhere_can_be_cancelled(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_file._Request, "_beat", lambda self, interval_s: None)
+    held = take(make(state_dir, lease_s=3600))
+    elsewhere(state_dir, monkeypatch)
+    asked = iter(range(20))
+    with pytest.raises(InterruptedRunError):
+        take(make(state_dir), deadline_s=0.001, cancelled=lambda: next(asked, None) is None)
+    held.release()
+
+
 class Clock:
     """The monotonic clock of the one who waits; it stands still but for its steps."""
 
@@ -548,6 +609,14 @@ def test_a_process_that_stopped_while_changing_the_queue_is_reported_at_the_dead
         fcntl.flock(counter, fcntl.LOCK_EX)
         with pytest.raises(LockTimeoutError, match="changing the queue"):
             take(make(state_dir), deadline_s=0.05)
+
+
+def test_a_queue_that_is_being_changed_is_no_problem(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_file, "_CHECK_WAIT_S", 0.05)
+    take(make(state_dir)).release()
+    with open(state_dir / "locks" / "counter", "rb+") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)
+        assert list(make(state_dir).check()) == []
 
 
 def test_an_owner_with_control_characters_is_shown_escaped(state_dir: Path) -> None:

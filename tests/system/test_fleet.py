@@ -21,6 +21,7 @@ import diskhaul
 from diskhaul.api import BackendContext, Runtime, RuntimeSpec
 from diskhaul.events import Event, MemberEvent, MemberFinished, MemberStarted
 from diskhaul.fleet.plan_store import PlanStore
+from diskhaul_plugins.engines.local import LocalEngine
 
 from .conftest import NODES, Lab
 
@@ -421,6 +422,81 @@ def test_an_export_that_has_gone_since_is_made_again_and_the_others_are_not(flee
     assert any("is gone: it is exported again" in warning for warning in second.warnings)
 
 
+class Deaf(LocalEngine):
+    """Nodes are asked, and `answer` is called first.
+
+    Attributes:
+        asked: whom, in turn.
+    """
+
+    def __init__(self, answer: Callable[[str], object]) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def run(self, node: Any, function: Any, /, *arguments: Any) -> Any:
+        self.asked.append(node.name)
+        self.answer(node.name)
+        return super().run(node, function, *arguments)
+
+    @diskhaul.hookimpl
+    def diskhaul_engines(self) -> list[diskhaul.EngineSpec]:
+        return [diskhaul.EngineSpec(name="deaf", create=lambda context: self, capability=lambda: diskhaul.Capability(works=True))]
+
+    def of(self, lab: Lab) -> diskhaul.Cluster:
+        return lab.cluster(backends={"engine": "deaf"})
+
+
+def test_a_node_that_does_not_say_what_is_still_there_is_left_behind_when_the_plan_goes_on(
+    fleet: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diskhaul.operations import fleet_export
+
+    lab = fleet(2)
+    diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    ended = threading.Event()
+    deaf = Deaf(lambda name: ended.wait(DEADLINE_S))
+    monkeypatch.setattr(fleet_export, "NODE_LIMIT_S", 0.05)
+    try:
+        again = diskhaul.fleet_export(resume=True, plan="p", config=deaf.of(lab), plugins=[deaf])
+    finally:
+        ended.set()
+    assert [member.earlier for member in again.members] == [True, True]
+    assert any("2 exports are still on beta could not be found out" in warning for warning in again.warnings)
+
+
+def test_a_plan_that_goes_on_can_be_cancelled_while_a_node_does_not_say_what_is_still_there(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(2)
+    diskhaul.fleet_export(all_instances=True, to="beta", plan="p", config=lab.cluster(), options=SMALL)
+    token, ended = diskhaul.CancellationToken(), threading.Event()
+
+    def hang(name: str) -> None:
+        token.cancel("enough")
+        assert ended.wait(DEADLINE_S)
+
+    deaf = Deaf(hang)
+    try:
+        with pytest.raises(diskhaul.InterruptedRunError, match="enough"):
+            diskhaul.fleet_export(resume=True, plan="p", config=deaf.of(lab), plugins=[deaf], cancel=token)
+        assert not ended.is_set()
+    finally:
+        ended.set()
+    assert diskhaul.fleet_export(resume=True, plan="p", config=lab.cluster()).exit_code == 0
+
+
+def test_a_node_that_does_not_answer_is_not_asked_again_for_the_size_of_each_of_its_instances(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(12)
+
+    def answer(name: str) -> None:
+        if name == "alpha":
+            raise diskhaul.UnreachableNodeError(name, "gone")
+
+    deaf = Deaf(answer)
+    planned = diskhaul.fleet_export(all_instances=True, to="round-robin", dry_run=True, config=deaf.of(lab), plugins=[deaf])
+    assert Counter(deaf.asked) == {"alpha": 1, "beta": 3, "gamma": 3, "delta": 3}
+    assert {member.size for member in planned.members if member.source == "alpha"} == {0}
+    assert all(member.size for member in planned.members if member.source != "alpha")
+
+
 def test_what_cannot_be_exported_fails_alone_with_its_reason_and_is_not_tried_again(fleet: Callable[..., Lab]) -> None:
     lab = fleet(6)
     broken = "vm003.example.com"
@@ -483,6 +559,37 @@ def test_a_second_client_is_kept_from_the_plan_while_the_first_works_on_it(fleet
     assert third.returncode == 5
     assert "fleet/request-" in third.stderr
     assert [(plan.name, plan.ended) for plan in PlanStore(lab.state_dir).plans()] == [("p", None)]
+
+
+def test_a_client_that_lost_its_plan_to_another_one_stops_and_leaves_what_that_one_wrote(fleet: Callable[..., Lab]) -> None:
+    lab = fleet(4)
+    store: PlanStore | None = None
+    token = diskhaul.CancellationToken()
+
+    def take_over(event: Event) -> None:
+        nonlocal store
+        if isinstance(event, MemberFinished) and store is None:
+            for record in (lab.state_dir / "locks").glob("fleet%2F*"):  # as if the client had slept for longer than its lease
+                record.unlink()
+            store = PlanStore(lab.state_dir)
+            store.record("p", [replace(member, state="pending", attempts=7) for member in store.members("p")])
+
+    with pytest.raises(diskhaul.LockLostError, match="fleet/p"):
+        diskhaul.fleet_export(
+            all_instances=True,
+            to="beta",
+            parallel=1,
+            plan="p",
+            config=lab.cluster(),
+            options=SMALL,
+            on_event=take_over,
+            cancel=token,
+        )
+    assert token.cancelled
+    assert store is not None
+    assert [(member.state, member.attempts) for member in store.members("p")] == [("pending", 7)] * 4
+    assert partials(lab) == Counter()
+    assert len(ids(lab)) == 1
 
 
 def test_events_say_which_instance_they_are_of_and_a_listener_is_called_one_at_a_time(fleet: Callable[..., Lab]) -> None:

@@ -33,16 +33,16 @@ def in_doubt(error: BaseException) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt makes sense: somebody else holds a lock, a node does not answer, a transfer failed.
+    """Whether another attempt makes sense: somebody else holds a lock, a node does not answer or was stopped, a transfer failed.
 
     Not where the configuration, a hook script, or a guest that does not obey has to be looked at first, nor after an error that
     nobody expected.
     """
     if isinstance(error, RefusedError):
         return bool(unreachable_node(error))
-    if isinstance(error, GuestError | HookScriptError | InterruptedRunError):
+    if isinstance(error, GuestError | HookScriptError):
         return False
-    return isinstance(error, LockError | OperationFailedError | VerificationError)
+    return isinstance(error, InterruptedRunError | LockError | OperationFailedError | VerificationError)
 
 
 def backoff_s(attempt: int, first_s: float, chance: random.Random) -> float:

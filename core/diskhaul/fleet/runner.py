@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..cancellation import CancellationToken
-from ..errors import DiskhaulError, InterruptedRunError
+from ..errors import DiskhaulError, InterruptedRunError, OperationFailedError
 from ..events import Event, MemberFinished, MemberStarted
 from ..records import ExportResult
 from .bandwidth import BandwidthShares
@@ -113,7 +113,8 @@ class FleetRunner:
         """Export until nothing is left, or until the token is cancelled and what was running has ended.
 
         Raises:
-            OperationFailedError: the plan could not be written; what was running has been stopped.
+            OperationFailedError, LockLostError: the plan could not be written, or is another client's by now; what was running
+                has been stopped.
         """
         with ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="diskhaul-fleet") as pool:
             try:
@@ -177,7 +178,7 @@ class FleetRunner:
             done = _done(member, result, time.monotonic() - begun)
             end = _End(start, done)
         except BaseException as error:  # a plugin may raise anything; the other exports go on
-            failed = _failed(member, error, time.monotonic() - begun)
+            failed = _failed(member, error, time.monotonic() - begun, cancelled=self._token.cancelled)
             end = _End(start, failed, may_pass(error), unreachable_node(error), in_doubt(error))
         self._ended.put(end)
 
@@ -237,16 +238,19 @@ def _done(member: PlannedMember, result: ExportResult, seconds: float) -> Planne
     )
 
 
-def _failed(member: PlannedMember, error: BaseException, seconds: float) -> PlannedMember:
-    if isinstance(error, InterruptedRunError | KeyboardInterrupt):
+def _failed(member: PlannedMember, error: BaseException, seconds: float, *, cancelled: bool) -> PlannedMember:
+    interrupted = isinstance(error, InterruptedRunError)
+    if cancelled and (interrupted or isinstance(error, KeyboardInterrupt)):
         return replace(member, state="pending", seconds=seconds, attempts=member.attempts - 1, error="", remedy="")
     own = isinstance(error, DiskhaulError)
     text = "; ".join([str(error), *getattr(error, "__notes__", ())]) if own else f"{type(error).__name__}: {error}"
+    exit_code = error.exit_code if isinstance(error, DiskhaulError) else 1
     return replace(
         member,
         state="failed",
         seconds=seconds,
-        exit_code=error.exit_code if isinstance(error, DiskhaulError) else 1,
+        # The fleet was not interrupted: somebody stopped the export, or its node.
+        exit_code=OperationFailedError.exit_code if interrupted else exit_code,
         error="; ".join(text.split("\n")),
         remedy=remedy(error, member.instance),
     )

@@ -28,6 +28,7 @@ class Job:
         size: bytes of its disks together, or None while it is not known.
         attempts: how often it was begun.
         recover: nobody knows what became of an earlier attempt: its client was killed, or its node was lost.
+        measured: it waits among those that were measured ahead.
     """
 
     instance: str
@@ -131,6 +132,7 @@ class Scheduler:
         heapq.heappop(source.heap)
         if job.measured:
             source.ahead -= 1
+            job.measured = False  # it may come back
         source.running += 1
         self.running += 1
         self.pending -= 1

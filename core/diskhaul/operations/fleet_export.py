@@ -24,7 +24,7 @@ from ..fleet.request import MOST_FREE, ROUND_ROBIN, FleetLimits, FleetRequest
 from ..fleet.runner import ExportOrder, FleetRunner
 from ..fleet.scheduler import Job, Scheduler, Start
 from ..fleet.selection import select
-from ..fleet.targets import TargetChoice, Targets
+from ..fleet.targets import TROUBLE_S, TargetChoice, Targets
 from ..formats.export_id import run_of, short_run_id
 from ..model import Cluster, Disk, Instance, Node
 from ..names import expand_name, name_problem, printable
@@ -33,11 +33,11 @@ from ..options import ExportOptions
 from ..pipeline.source import Source
 from ..records import ExportResult, FleetMember, FleetResult, ListResult, Plan, RecoverResult
 from .base import LockLevel, Operation, RunContext, Timeouts
-from .catalog import PARALLEL_NODES, on_node
-from .deadlines import within
+from .catalog import NODE_LIMIT_S, PARALLEL_NODES, on_node
+from .deadlines import PluginHangsError, within
 
 _ASK_ROOM_S = 30.0  # so often each node is asked for its free space
-_NODE_LIMIT_S = 30.0  # how long a node may take to answer one question
+_BRIEF_LIMIT_S = 30.0  # how long a node may take to say how large a disk is, or how much room it has
 
 
 class ExportFunction(Protocol):
@@ -98,6 +98,7 @@ class FleetExportOperation(Operation[FleetResult]):
         self._resume, self._discard, self._asked_dry_run = resume, discard, dry_run
         self._tell_one = tell_one
         self._warned: list[str] = []
+        self._troubled: dict[str, float] = {}  # nodes that did not say how large a disk is, and until when they are not asked
         self._request: FleetRequest
         self._options: ExportOptions
         self._instances: Mapping[str, Instance]
@@ -250,7 +251,7 @@ class FleetExportOperation(Operation[FleetResult]):
                 targets=self._targets,
                 limits=self._limits,
                 export_one=self._export_one,
-                record=lambda members: self._store.record(self._plan, members),
+                record=self._record,
                 tell=feedback.emit,
                 token=self.token,
                 ask_room=asker.ask if self._targets.wants_sizes else lambda: None,
@@ -259,6 +260,7 @@ class FleetExportOperation(Operation[FleetResult]):
         members = tuple(_result(member, earlier) for member in runner.members.values())
         interrupted = any(member.state in ("pending", "running") for member in members)
         if not interrupted:
+            self.locks.check()
             self._store.end(self._plan)
         return FleetResult(
             run_id=self.context.run_id,
@@ -325,11 +327,15 @@ class FleetExportOperation(Operation[FleetResult]):
             checked.append(member)
         changed = [after for before, after in zip(self._members, checked, strict=True) if before is not after]
         if changed:
-            self._store.record(self._plan, changed)
+            self._record(changed)
         return checked
 
     def _missing_exports(self, done: Iterable[PlannedMember]) -> set[str]:
-        """Instances whose export is no longer where it went; each node is asked once."""
+        """Instances whose export is no longer where it went; each node is asked once.
+
+        Raises:
+            InterruptedRunError: cancelled.
+        """
         by_node: dict[str, list[tuple[str, str]]] = {}
         for member in done:
             by_node.setdefault(member.target, []).append((member.instance, member.export_id))
@@ -338,10 +344,26 @@ class FleetExportOperation(Operation[FleetResult]):
             try:
                 if name not in self._nodes:
                     raise RefusedError(f"node {name} is no longer configured")
-                missing |= on_node(self.host, self._nodes[name], _not_there, exports)
+                missing |= within(
+                    NODE_LIMIT_S,
+                    f"node {name}",
+                    partial(on_node, self.host, self._nodes[name], _not_there, exports),
+                    token=self.token,
+                )
             except BaseException as error:  # a plugin may raise anything
+                self.token.raise_if_cancelled()
                 self.feedback.warn(f"whether {len(exports)} exports are still on {name} could not be found out: {error}")
         return missing
+
+    def _record(self, members: Sequence[PlannedMember]) -> None:
+        """Write how far `members` are, while the plan is still ours: whoever took it over has written since.
+
+        Raises:
+            LockLostError: another client may be at work on the plan.
+            OperationFailedError: it could not be written.
+        """
+        self.locks.check()
+        self._store.record(self._plan, members)
 
     # --- one export -------------------------------------------------------------------------------------------------
 
@@ -431,22 +453,30 @@ class FleetExportOperation(Operation[FleetResult]):
         return replace(self.cluster, instances=(known,))
 
     def _measure(self, name: str) -> int:
-        """Bytes of the disks of an instance: as configured, or else as its storages say; 0 where they do not."""
+        """Bytes of the disks of an instance: as configured, or else as its storages say; 0 where they do not.
+
+        A node that does not answer is left alone for a while.
+        """
         instance = self._instances.get(name)
         if instance is None:
             return 0
         sizes = [disk.size for disk in instance.disks]
         if None not in sizes:
             return sum(size for size in sizes if size is not None)
+        if self._troubled.get(instance.node, 0.0) > time.monotonic():
+            return 0
         try:
             node = self._nodes[instance.node]
             disks = [(self.host.storage(disk.storage), disk) for disk in instance.disks]
             return within(
-                _NODE_LIMIT_S,
+                _BRIEF_LIMIT_S,
                 f"measuring {name}",
                 lambda: self.host.engine().run(node, _sizes, disks),
                 token=self.token,
             )
+        except (UnreachableNodeError, PluginHangsError):  # everything waits for this: once is enough
+            self._troubled[instance.node] = time.monotonic() + TROUBLE_S
+            return 0
         except BaseException:  # its export will say what is wrong with it; the order can do without its size
             return 0
 
@@ -454,7 +484,7 @@ class FleetExportOperation(Operation[FleetResult]):
         """Free bytes on a node, or None where it does not say."""
         node = self._nodes[name]
         try:
-            return within(_NODE_LIMIT_S, f"node {name}", lambda: on_node(self.host, node, _free_bytes))
+            return within(_BRIEF_LIMIT_S, f"node {name}", lambda: on_node(self.host, node, _free_bytes))
         except BaseException as error:  # a plugin may raise anything; the node comes last then
             self._warn_once(f"node {name} does not say how much room it has: {printable(str(error))}")
             return None

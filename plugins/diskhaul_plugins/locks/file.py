@@ -23,7 +23,8 @@ Who is dead
     processes that are stopped. A thread changes each record of ours every third of the lease; a record that has not changed
     for its lease, on the monotonic clock of the one who waits, is dead. Clocks are never compared. So a holder that is stopped
     for longer than its lease loses the lock to whoever waits for it, and `HeldLock.check` tells it; while nobody wants the
-    lock it stays held.
+    lock it stays held. Whoever wants to wait for less than that lease waits on, until the holder has shown a sign of life or
+    the lease is over: else a lock that is only asked for briefly would never leave a dead machine. A deadline of 0 stays one.
 
 What holds where
     Threads of one process exclude each other like processes. A forked child holds nothing. Local filesystems: all of this.
@@ -71,6 +72,7 @@ _MODE = {LockMode.EXCLUSIVE: "x", LockMode.SHARED: "s"}
 _BEAT_BYTES = 33  # 32 hex digits and a newline in front of the record's JSON; rewritten in place
 _MAX_RECORD_BYTES = 16 * 1024
 _FIRST_POLL_S, _LAST_POLL_S = 0.001, 0.1
+_CHECK_WAIT_S = 5.0
 # Filesystems that only one kernel has mounted: a record of another boot in them is of a process that is gone.
 _LOCAL_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "bcachefs", "jfs", "overlay"})
 
@@ -309,8 +311,10 @@ class FileLocks(Locks):
             counter = self._directory / COUNTER
             if not problems and os.path.lexists(counter):
                 try:
-                    with _locked(counter, os.O_RDWR, time.monotonic() + 5.0, lambda: False) as descriptor:
+                    with _locked(counter, os.O_RDWR, time.monotonic() + _CHECK_WAIT_S, lambda: False) as descriptor:
                         _counted(descriptor, counter)
+                except _BusyError:
+                    pass  # it works for somebody; `acquire` says so at its deadline
                 except OSError as error:
                     problems.append(f"locks: {counter}: {error.strerror}")
                 except LockError as error:
@@ -411,7 +415,8 @@ class FileLocks(Locks):
             # Ours is looked at after the others: had it been taken away before, those behind us might already hold the lock.
             if not request.exists():
                 return False
-            if not any(record.exclusive or mode is LockMode.EXCLUSIVE for record in ahead):
+            blocking = [record for record in ahead if record.exclusive or mode is LockMode.EXCLUSIVE]
+            if not blocking:
                 return True
             holders = _holding(ahead, watch)
             for identity, line in holders.items():
@@ -421,11 +426,13 @@ class FileLocks(Locks):
             if cancelled():
                 raise InterruptedRunError(f"cancelled while waiting for lock {request.name}")
             left = deadline - time.monotonic()
-            if left <= 0:
+            # Their lease alone could tell, and it is longer than this wait: each soon beats, or is soon dead.
+            in_doubt = deadline > started and all(watch.silent(record.path) for record in blocking)
+            if left <= 0 and not in_doubt:
                 raise LockTimeoutError(request.name, "; ".join(holders.values()), time.monotonic() - started)
             if len(ahead) < before:  # the queue moves: look closely again
                 poll_s, before = _FIRST_POLL_S, len(ahead)
-            time.sleep(min(poll_s, left))
+            time.sleep(min(poll_s, left) if left > 0 else poll_s)
             poll_s = min(poll_s * 1.5, _LAST_POLL_S, self._lease_s / 10)
 
 
@@ -450,18 +457,36 @@ def _holding(ahead: list[_Ahead], watch: _Watch) -> dict[str, str]:
     return holders
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """A record as it was when it was last looked at, and since when: `looked` is on our own clock.
+
+    `first` is what it held when the kernel was first found to say nothing about its owner; None while it says that it lives.
+    """
+
+    data: bytes
+    first: bytes | None
+    unchanged_s: float
+    looked: float
+
+
 class _Watch:
     """Looks at the records of others, removes those of the dead, and remembers for how long each has not changed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._seen: dict[Path, tuple[bytes, float, float]] = {}  # bytes, unchanged for how long, when last looked at
+        self._seen: dict[Path, _Seen] = {}
         self._local: bool | None = None
 
     def last(self, path: Path) -> bytes | None:
         """What the record held when it was last looked at."""
         seen = self._seen.get(path)
-        return seen[0] if seen else None
+        return seen.data if seen else None
+
+    def silent(self, path: Path) -> bool:
+        """Whether only the lease of the record can tell if its owner lives: it has given no sign of it while it was watched."""
+        seen = self._seen.get(path)
+        return seen is not None and seen.data == seen.first
 
     def look(self, path: Path, *, waiting: bool) -> bytes | None:
         """Return the record's bytes, or None when it is gone, or was its dead owner's and has been removed.
@@ -480,7 +505,7 @@ class _Watch:
             dead = condition is _Condition.DEAD
             if waiting and not dead:
                 if condition is _Condition.ALIVE:
-                    self._seen[path] = (data, 0.0, time.monotonic())
+                    self._seen[path] = _Seen(data=data, first=None, unchanged_s=0.0, looked=time.monotonic())
                 else:
                     dead = self._unchanged_s(path, data) > record.lease_s
         if dead:
@@ -494,10 +519,11 @@ class _Watch:
         now = time.monotonic()
         unchanged = 0.0
         seen = self._seen.get(path)
-        if seen is not None and seen[0] == data:
+        if seen is not None and seen.data == data:
             # Time during which we ourselves were stopped (or the whole machine was) proves nothing about the other.
-            unchanged = seen[1] + min(now - seen[2], 2 * _LAST_POLL_S)
-        self._seen[path] = (data, unchanged, now)
+            unchanged = seen.unchanged_s + min(now - seen.looked, 2 * _LAST_POLL_S)
+        first = data if seen is None or seen.first is None else seen.first
+        self._seen[path] = _Seen(data=data, first=first, unchanged_s=unchanged, looked=now)
         return unchanged
 
     def _condition(self, record: _Record) -> _Condition:

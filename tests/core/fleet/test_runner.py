@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from diskhaul import CancellationToken, ExportResult, LockTimeoutError, OperationFailedError, UnreachableNodeError
+from diskhaul import (
+    CancellationToken,
+    ExportResult,
+    InterruptedRunError,
+    LockTimeoutError,
+    OperationFailedError,
+    UnreachableNodeError,
+)
 from diskhaul.events import Event, MemberFinished
 from diskhaul.fleet.plan_store import PlannedMember
 from diskhaul.fleet.request import FleetLimits
@@ -132,6 +139,27 @@ def test_a_cancelled_fleet_begins_nothing_more_and_what_was_running_stays_to_be_
     under_test.run()
     assert 1 <= len(begun) <= 2
     assert {(member.state, member.attempts) for member in under_test.members.values()} == {("pending", 0)}
+
+
+def test_an_export_that_its_node_stopped_is_tried_again_and_a_failure_if_it_never_succeeds() -> None:
+    def export_one(order: ExportOrder) -> ExportResult:
+        if order.job.instance == "vm0" or order.job.attempts == 1:
+            raise InterruptedRunError("interrupted: the node is being stopped")
+        return exported(order)
+
+    told: list[tuple[str, str, int]] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, MemberFinished):
+            told.append((event.instance, event.state, event.exit_code))
+
+    under_test = runner(2, export_one, limits=FleetLimits(retries=1, backoff_s=0.0), tell=tell)
+    under_test.run()
+    states = {
+        name: (member.state, member.attempts, member.exit_code, member.error) for name, member in under_test.members.items()
+    }
+    assert states == {"vm0": ("failed", 2, 3, "interrupted: the node is being stopped"), "vm1": ("done", 2, 0, "")}
+    assert [each for each in told if each[0] == "vm0"] == [("vm0", "retry", 3), ("vm0", "failed", 3)]
 
 
 def test_a_plan_that_cannot_be_written_stops_what_runs_and_is_a_failure() -> None:

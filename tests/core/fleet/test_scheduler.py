@@ -138,6 +138,25 @@ def test_unknown_sizes_are_measured_once_each_and_only_some_ahead() -> None:
     assert sorted(measured, key=int) == [str(number) for number in range(1000)]
 
 
+def test_one_that_is_tried_again_has_no_more_of_the_others_measured() -> None:
+    measured: list[str] = []
+
+    def measure(name: str) -> int:
+        measured.append(name)
+        return 1
+
+    under_test = scheduler(Targets(("beta",), 1, "fixed"), per_source=1, measure=measure)
+    for number in range(1000):
+        under_test.add(Job(f"{number:04}", "alpha"))
+    for _ in range(10):
+        start = under_test.next()
+        assert start is not None
+        assert start.job.instance == "0000"
+        under_test.ended(start)
+        under_test.add(start.job)
+    assert len(measured) <= LOOK_AHEAD + 1
+
+
 def test_nothing_is_measured_where_the_order_does_not_need_it() -> None:
     def measure(name: str) -> int:
         raise AssertionError(name)
