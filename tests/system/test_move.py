@@ -41,6 +41,7 @@ case " $* " in
 *) verb=other ;;
 esac
 echo $$ > {work}/pid.$verb
+echo "$*" > {work}/asked.$verb
 test -e {work}/before.$verb && . {work}/before.$verb
 test -e {work}/fake.$verb && exec cat {work}/fake.$verb
 test -e {work}/fail.$verb && {{ {command} "$@"; exit 7; }}
@@ -172,6 +173,13 @@ def test_an_instance_is_moved_and_runs_there_and_is_gone_here(move: Move) -> Non
     assert [call for call in move.here.calls() if call not in ("status",)] == ["start", "stop", "remove"]
     assert [call for call in move.there.calls() if call not in ("status",)] == ["start"]
     assert len(move.clusters.received()) == 1
+
+
+def test_the_other_side_waits_while_the_guest_is_stopped_and_its_free_space_is_zeroed(move: Move) -> None:
+    move.run("--shutdown-timeout", "700", "--zero-free-space", "--compress", "zstd:1")
+    words = (move.lab.path / "asked.receive").read_text().split()
+    assert 600 + 700 + 300 < int(words[words.index("--timeout") + 1]) < 1700
+    move.check_moved()
 
 
 def test_an_instance_that_is_down_is_moved_and_stays_down(move: Move) -> None:

@@ -20,14 +20,13 @@ from ..api import DiskMap, DiskReader, DiskRegion, FreeExtents
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, SnapshotError
 from ..events import FreeSpaceFound
 from ..model import Disk
-from ..options import MIB
 from ..pipeline.free_space import checked_free_extents
 from ..pipeline.source import Source
 from ..pipeline.workers import as_diskhaul_error
 from ..records import Consistency
 from .deadlines import within
 from .disk_use import GLANCE_S, RELEASE_S
-from .export_task import ExportTask
+from .export_task import ExportTask, zeroing_limit_s
 from .free_space import look_for_free_space
 from .guest import GuestHangsError, GuestKeeper, guest_call
 from .guest_removal import check_at_rest, remove_guest
@@ -136,7 +135,7 @@ class ExportDisks:
                 self._feedback.warn(f"{error}; what the guest does not use is sent with the rest")
 
     def _zeroing_limit_s(self) -> float:
-        return self._task.zeroing_limit_s(sum(-(-disk.size // MIB) for disk in self._task.plan.disks))
+        return zeroing_limit_s(self._options, (disk.size for disk in self._task.plan.disks))
 
     def _stop_guest(self) -> None:
         self._starting = self._state.undo_later("starting the guest again", self._keeper.bring_back, order=_THEN_START)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..api import Runtime, Snapshots, ZeroFill
 from ..model import Instance, Node
-from ..options import ExportOptions
+from ..options import MIB, ExportOptions
 from ..records import ExportRecord, Plan
 from .base import Operation
 
@@ -59,7 +59,9 @@ class ExportTask:
     before_removal: Callable[[], object] = lambda: None
     keep_instance: bool = False
 
-    def zeroing_limit_s(self, sizes_mib: int) -> float:
-        """How long zeroing may take: a fixed time and one that grows with the size of all disks (Ganeti's rule)."""
-        fixed, per_mib = self.options.zeroing_timeout_fixed_s, self.options.zeroing_timeout_per_mib_s
-        return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * sizes_mib
+
+def zeroing_limit_s(options: ExportOptions, sizes: Iterable[int]) -> float:
+    """How long zeroing may take: a fixed time and one that grows with the `sizes` of all disks in bytes (Ganeti's rule)."""
+    fixed, per_mib = options.zeroing_timeout_fixed_s, options.zeroing_timeout_per_mib_s
+    mib = sum(-(-size // MIB) for size in sizes)
+    return (ZEROING_FIXED_S if fixed is None else fixed) + (ZEROING_PER_MIB_S if per_mib is None else per_mib) * mib

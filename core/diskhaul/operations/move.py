@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..api import STOP_GRACE_S
 from ..errors import DiskhaulError, GuestError, InterruptedRunError, OperationFailedError, RefusedError
 from ..events import Event, OperationFinished
 from ..feedback import Feedback
 from ..model import Instance, Nic, Node
 from ..names import name_problem
 from ..option_checks import compression_problems, option_problems
-from ..options import ExportOptions
+from ..options import MAX_TIMEOUT_S, ExportOptions
 from ..records import ExportRecord, ExportResult, MoveResult, PrepareResult
 from ..remote.envelope import Document
 from ..remote.keys import RemoteKeys
@@ -27,7 +28,7 @@ from ..remote.secret import read_secret
 from .base import Operation, RunContext
 from .disk_identity import disk_identities, same_disks
 from .export_disks import ExportDisks
-from .export_task import ExportTask
+from .export_task import ExportTask, zeroing_limit_s
 from .guest import guest_runs
 from .move_answers import destination_problems, import_problem
 from .moving import ANSWER_S, MovingNote, being_moved, other_side, runs_there, settle
@@ -173,7 +174,7 @@ class MoveOperation(Operation[MoveResult]):
     def _send(self, prepared: PrepareResult, feedback: Feedback) -> MoveResult:
         named = () if self.request.name is None else ("--instance-name", self.request.name)
         wanted = ("--for-import", *self.request.import_arguments)
-        limit = f"{self._options.stall_timeout_s:.0f}"
+        limit = f"{self._longest_silence_s(prepared):.0f}"
         try:
             with feedback.stage("receive", f"{self.there} at cluster {self.side.name}"):
                 reception = self.side.receive(
@@ -192,6 +193,14 @@ class MoveOperation(Operation[MoveResult]):
         finally:
             self._ended("the reception", reception.stop)
         return self._result(result)
+
+    def _longest_silence_s(self, prepared: PrepareResult) -> float:
+        """For how long nothing may come there although all is well: the guest is stopped, and its free space zeroed, before."""
+        options = self._options
+        longest = options.stall_timeout_s + options.shutdown_timeout_s + STOP_GRACE_S
+        if options.zero_free_space:
+            longest += zeroing_limit_s(options, (disk["size"] for disk in prepared.document["disks"]))
+        return min(longest, MAX_TIMEOUT_S)
 
     def _nested(self) -> RunContext:
         """A run of its own, whose events go to who listens to this one."""

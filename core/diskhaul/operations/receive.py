@@ -36,6 +36,7 @@ from .plugin_answers import failure_lines
 
 _FAREWELL_S = 60.0
 """How long a source that is not connected may leave a published export without saying that it stands."""
+_SWEEP_S = 1.0  # another receiver that sweeps holds the lock of a directory for a moment
 _POLL_S = 0.1
 
 
@@ -365,10 +366,15 @@ class ReceiveOperation(Operation[ReceiveResult]):
 
 
 def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RefusedError(TAKEN) from None
+    until = time.monotonic() + _SWEEP_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise RefusedError(TAKEN) from None
+        time.sleep(_POLL_S)
 
 
 def _is_still(place: Path, descriptor: int) -> bool:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..certificates import key_problem, write_durably
 from ..errors import RefusedError, StorageError
+from .envelope import LIFE
 
 _ID = re.compile(r"[0-9a-f]{32}\Z|\.[0-9a-f]{32}\.[0-9]+\Z")  # the second: being taken, or taken by a process that died then
 _KEY, _EXPIRES = "source.pem", "expires"
@@ -111,10 +112,14 @@ class TakenExports:
         try:
             _make_private(self._directory)
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(expires.isoformat())
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                    file.write(expires.isoformat())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                place.unlink(missing_ok=True)  # nobody has received anything
+                raise
         except FileExistsError:
             raise RefusedError(TAKEN) from None
         except OSError as error:
@@ -142,8 +147,13 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _has_expired(place: Path, now: datetime) -> bool:
-    """False also where that cannot be told."""
+    """What a process was killed in the middle of writing counts for as long as it might."""
     try:
         return datetime.fromisoformat(place.read_text("ascii")) <= now
     except (OSError, ValueError, TypeError):
+        pass
+    try:
+        written = place.stat() if place.exists() else place.parent.stat()
+    except OSError:
         return False
+    return datetime.fromtimestamp(written.st_mtime, UTC) + LIFE <= now

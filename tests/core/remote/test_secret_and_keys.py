@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from diskhaul.errors import RefusedError
+from diskhaul.errors import RefusedError, StorageError
 from diskhaul.model import Cluster
+from diskhaul.remote.envelope import LIFE
 from diskhaul.remote.keys import RemoteKeys, TakenExports
 from diskhaul.remote.secret import make_secret, read_secret
 
@@ -95,3 +98,30 @@ def test_a_prepared_export_is_taken_once(tmp_path: Path) -> None:
     assert taken.has(ID)
     taken.sweep(NOW)
     assert not taken.has(ID)
+
+
+def test_a_mark_that_could_not_be_written_does_not_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    taken = TakenExports(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space left"):
+            taken.take(ID, NOW)
+    assert not taken.has(ID)
+    taken.take(ID, NOW)
+
+
+def test_what_a_process_was_killed_in_the_middle_of_writing_is_dropped_once_it_cannot_count_any_more(tmp_path: Path) -> None:
+    keys, taken = tmp_path / "remote" / "keys" / ID, tmp_path / "remote" / "taken" / ID
+    keys.mkdir(parents=True)
+    taken.parent.mkdir()
+    taken.touch()
+    for now, kept in ((NOW + LIFE - timedelta(seconds=1), True), (NOW + LIFE, False)):
+        for place in (keys, taken):
+            if place.exists():
+                os.utime(place, (NOW.timestamp(), NOW.timestamp()))
+        RemoteKeys(tmp_path).sweep(now)
+        TakenExports(tmp_path).sweep(now)
+        assert (keys.exists(), taken.exists()) == (kept, kept)
