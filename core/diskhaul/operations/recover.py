@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -213,13 +213,20 @@ _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str
 
 
 class RecoverOperation(Operation[RecoverResult]):
-    """Recovers one instance, or all that have unfinished runs. Can be repeated, and interrupted, at will."""
+    """Recovers one instance, or all that have unfinished runs. Can be repeated, and interrupted, at will.
+
+    Args:
+        runs: only instances that one of these has left something of; None for any.
+    """
 
     name = "recover"
 
-    def __init__(self, context: RunContext, instance: str | None, lock_timeout_s: float) -> None:
+    def __init__(
+        self, context: RunContext, instance: str | None, lock_timeout_s: float, *, runs: Collection[str] | None = None
+    ) -> None:
         super().__init__(context)
         self._asked = instance
+        self._runs = runs
         self.timeouts = Timeouts(lock_s=lock_timeout_s)
         self._instance: str | None = None
 
@@ -240,7 +247,8 @@ class RecoverOperation(Operation[RecoverResult]):
         done: list[str] = []
         incomplete: list[str] = []
         busy: list[str] = []
-        wanted = {run.instance for run in self.context.journal.unfinished(self._instance)}
+        unfinished = self.context.journal.unfinished(self._instance)
+        wanted = {run.instance for run in unfinished if self._runs is None or run.run_id in self._runs}
         for instance in sorted(wanted):
             self.token.raise_if_cancelled()
             try:
