@@ -6,7 +6,7 @@ there whole, and what it tells comes back. The node goes by its own configuratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ..api import Link
 from ..cancellation import CancellationToken, run_shielded
 from ..config import load_cluster
-from ..errors import DiskhaulError, RefusedError, UnreachableNodeError
+from ..errors import DiskhaulError, RefusedError, UnknownNameError, UnreachableNodeError
 from ..events import Event, OperationFinished
 from ..hook_scripts import HookScriptResult, Phase, run_hooks
 from ..model import Node
@@ -163,33 +163,63 @@ def _hooks_here(
 
 
 def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s: float) -> RecoverResult:
-    """Have every node recover what runs on it have left; here too. A node that does not answer is among what is incomplete."""
+    """Have every node recover what runs on it have left; here too.
+
+    A node that does not answer, or cannot recover, is among what is incomplete.
+
+    Raises:
+        UnknownNameError: no node that answers knows `instance`.
+        InterruptedRunError: cancelled.
+    """
     engine, emit = context.host.engine(), context.feedback.emit
-    here = RecoverOperation(context, instance, lock_timeout_s)
     if not engine.distributed or this_node() is not None:
-        return here.run()
+        return RecoverOperation(context, instance, lock_timeout_s).run()
     nodes = [node for node in context.host.inventory().nodes().values() if not node.offline]
 
-    def at(node: Node) -> RecoverResult:
+    def at(node: Node) -> RecoverResult | DiskhaulError:
         try:
             recovered: RecoverResult = engine.run_linked(
                 node, run_here, RecoverOperation, (instance, lock_timeout_s), {}, on_message=emit, token=context.token, brief=True
             )
             return recovered
-        except (UnreachableNodeError, RefusedError) as error:
-            return RecoverResult(incomplete=(f"node {node.name}: {error}",), unreachable=(node.name,))
+        except UnreachableNodeError as error:
+            return error
+        except DiskhaulError as error:
+            if context.token.cancelled:
+                raise
+            return error
 
     def everywhere() -> RecoverResult:
         with ThreadPoolExecutor(PARALLEL_NODES) as pool:
-            found = list(pool.map(at, nodes))
-        return RecoverResult(
-            done=tuple(line for result in found for line in result.done),
-            incomplete=tuple(line for result in found for line in result.incomplete),
-            busy=tuple(name for result in found for name in result.busy),
-            unreachable=tuple(name for result in found for name in result.unreachable),
-        )
+            answers = list(pool.map(at, nodes))
+        answered = [answer for answer in answers if not isinstance(answer, UnreachableNodeError)]
+        unknown = [answer for answer in answered if isinstance(answer, UnknownNameError)]
+        if unknown and len(unknown) == len(answered):
+            raise unknown[0]
+        return _together({node.name: answer for node, answer in zip(nodes, answers, strict=True)})
 
     try:
         return run_shielded(everywhere, context.token)
     finally:
         context.feedback.close()
+
+
+def _together(told: Mapping[str, RecoverResult | DiskhaulError]) -> RecoverResult:
+    """What the nodes told, as one result."""
+    results, incomplete, unreachable, failed = [], [], [], []
+    for name, answer in told.items():
+        if isinstance(answer, RecoverResult):
+            results.append(answer)
+        elif isinstance(answer, UnreachableNodeError):
+            unreachable.append(name)
+        elif not isinstance(answer, UnknownNameError):  # another node knows it
+            failed.append(name)
+        if name in (*unreachable, *failed):
+            incomplete.append(f"node {name}: {answer}")
+    return RecoverResult(
+        done=tuple(line for result in results for line in result.done),
+        incomplete=(*(line for result in results for line in result.incomplete), *incomplete),
+        busy=tuple(name for result in results for name in result.busy),
+        unreachable=tuple(unreachable),
+        failed=tuple(failed),
+    )
