@@ -375,7 +375,7 @@ class RecoverResult:
 
     Attributes:
         busy: instances that a run is still working on, by name; each has a line in `incomplete`.
-        unreachable: nodes that did not answer, by name; likewise.
+        unreachable: nodes that did not answer, or are offline and were not asked, by name; likewise.
         failed: nodes that could not recover, by name; likewise.
     """
 

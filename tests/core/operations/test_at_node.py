@@ -25,6 +25,8 @@ from diskhaul.fleet.request import FleetLimits, FleetRequest
 from diskhaul.journal import Journal
 from diskhaul.operations.base import RunContext
 from diskhaul.operations.fleet_export import FleetExportOperation, Library
+from diskhaul.operations.recover import RecoverOperation
+from diskhaul.testing import ScriptedRuntime
 
 if TYPE_CHECKING:
     from .conftest import SmallCluster
@@ -40,8 +42,8 @@ class Processes(Engine):
 
     distributed = True
 
-    def __init__(self, config: Path) -> None:
-        self.config = config
+    def __init__(self, config: Path, *, shared: bool = True) -> None:
+        self.config, self.shared_state_dir = config, shared
         self.trouble: dict[str, Callable[[], DiskhaulError]] = {}
         self.asked: list[str] = []
         self._turn = threading.Lock()
@@ -77,6 +79,88 @@ def left(small: SmallCluster, kind: Any, data: dict[str, Any], *, instance: str 
 
 def left_stopped(small: SmallCluster, instance: str = INSTANCE) -> None:
     left(small, "guest", {"instance": instance, "timeout_s": 1.0, "since": time.time(), "stopped": True}, instance=instance)
+
+
+# --- what a node recovers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recover_on(small: SmallCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RecoverOperation]:
+    small.runtime = ScriptedRuntime()
+
+    def operation(node: str, *, shared: bool = True, engine: str = "processes", **changes: Any) -> RecoverOperation:
+        config = small.path / "cluster.toml"
+        monkeypatch.setattr(this_node, "_serving", this_node.ThisNode(name=node, config=config))
+        backends = {"engine": engine}
+        context = RunContext(
+            small.cluster(backends=backends, **changes), plugins=[*small.plugins, Processes(config, shared=shared)]
+        )
+        return RecoverOperation(context, None, 1.0)
+
+    return operation
+
+
+def test_a_node_leaves_the_guests_of_others_to_them(small: SmallCluster, recover_on: Callable[..., RecoverOperation]) -> None:
+    left_stopped(small)
+    beta = recover_on("beta")
+    assert beta.run() == diskhaul.RecoverResult()
+    assert beta.elsewhere == {INSTANCE: "alpha"}
+    assert (small.runtime.calls, small.notes()) == ([], ["guest"])
+    assert recover_on("alpha").run().done == (f"{INSTANCE} runs again",)
+    assert (small.runtime.running, small.unfinished()) == ({INSTANCE}, 0)
+
+
+def test_removals_are_finished_by_any_node_and_nothing_else_is_touched(
+    small: SmallCluster, recover_on: Callable[..., RecoverOperation]
+) -> None:
+    left_stopped(small)
+    left(small, "removing", {"node": "beta", "instance": INSTANCE, "export_id": EXPORT_ID}, operation="removal")
+    assert len(recover_on("gamma").run().done) == 1
+    assert (small.runtime.running, small.notes()) == (set(), ["guest"])
+
+
+def test_what_was_being_received_belongs_to_the_node_that_received_it(
+    small: SmallCluster, recover_on: Callable[..., RecoverOperation]
+) -> None:
+    noted = {"node": "beta", "instance": INSTANCE, "export_id": EXPORT_ID, "receiving": "x"}
+    left(small, "partial", noted, operation="receive")
+    assert recover_on("gamma").run().done == ()
+    assert len(recover_on("beta").run().done) == 1
+    assert small.unfinished() == 0
+
+
+@pytest.mark.parametrize(
+    ("master", "recovering"), [("beta", ["beta"]), ("", ["alpha"]), ("omega", ["alpha"])], ids=["master", "no-master", "unknown"]
+)
+def test_what_is_no_longer_configured_is_the_masters_or_anybodys(
+    small: SmallCluster, recover_on: Callable[..., RecoverOperation], master: str, recovering: list[str]
+) -> None:
+    left_stopped(small, "gone.example.com")
+    found = [node for node in NODES if recover_on(node, master=master).run().done]
+    assert found == recovering
+    assert small.unfinished() == 0
+
+
+def test_a_node_with_a_journal_of_its_own_recovers_what_is_no_longer_configured(
+    small: SmallCluster, recover_on: Callable[..., RecoverOperation]
+) -> None:
+    left_stopped(small, "gone.example.com")
+    assert len(recover_on("gamma", shared=False).run().done) == 1
+
+
+def test_a_node_with_a_journal_of_its_own_tells_what_now_lives_elsewhere(
+    small: SmallCluster, recover_on: Callable[..., RecoverOperation]
+) -> None:
+    left_stopped(small)
+    beta = recover_on("beta", shared=False)
+    result = beta.run()
+    assert "it lives on node alpha" in result.incomplete[0]
+    assert (result.exit_code, beta.elsewhere, small.runtime.running) == (4, {}, set())
+
+
+def test_where_nodes_are_no_processes_all_is_recovered(small: SmallCluster, recover_on: Callable[..., RecoverOperation]) -> None:
+    left_stopped(small)
+    assert recover_on("beta", engine="local").run().done == (f"{INSTANCE} runs again",)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -116,12 +200,49 @@ path = "{small.path}/disks/0.raw"
 
 
 def recover(small: SmallCluster, engine: Processes, instance: str | None = None, **more: Any) -> diskhaul.RecoverResult:
-    config = small.cluster(backends={"engine": "processes"})
+    changes = {"nodes": more.pop("nodes")} if "nodes" in more else {}
+    config = small.cluster(backends={"engine": "processes"}, **changes)
     return diskhaul.recover(instance, config=config, plugins=[*small.plugins, engine], lock_timeout_s=1.0, **more)
 
 
 def away(name: str) -> Callable[[], DiskhaulError]:
     return lambda: UnreachableNodeError(name, f"node {name} does not answer")
+
+
+@pytest.mark.parametrize("asked", [None, "web1"])
+def test_a_guest_whose_node_is_gone_is_told_and_started_once_it_is_back(
+    small: SmallCluster, engine: Processes, asked: str | None
+) -> None:
+    left_stopped(small)
+    engine.trouble["alpha"] = away("alpha")
+    gone = recover(small, engine, asked)
+    assert gone == diskhaul.RecoverResult(incomplete=("node alpha: node alpha does not answer",), unreachable=("alpha",))
+    assert sorted(engine.asked) == list(NODES)
+    assert not (small.path / "runs").exists()
+    engine.trouble.clear()
+    back = recover(small, engine, asked)
+    assert (back.exit_code, back.done) == (0, (f"{INSTANCE} runs again",))
+    assert (small.path / "runs").exists()
+
+
+@pytest.mark.parametrize("asked", [None, "web1"])
+def test_a_guest_whose_node_is_offline_is_told(small: SmallCluster, engine: Processes, asked: str | None) -> None:
+    nodes = [diskhaul.Node(name=name, export_dir=small.path / name, offline=name == "alpha") for name in NODES]
+    assert recover(small, engine, asked, nodes=nodes) == diskhaul.RecoverResult()
+    left_stopped(small)
+    result = recover(small, engine, asked, nodes=nodes)
+    assert (result.exit_code, result.unreachable, result.done) == (4, ("alpha",), ())
+    assert INSTANCE in result.incomplete[0]
+    assert not (small.path / "runs").exists()
+
+
+def test_an_instance_whose_node_alone_has_its_journal_is_not_known_to_be_well_while_that_is_offline(
+    small: SmallCluster, engine: Processes
+) -> None:
+    engine.shared_state_dir = False
+    nodes = [diskhaul.Node(name=name, export_dir=small.path / name, offline=name == "alpha") for name in NODES]
+    assert recover(small, engine, "web1", nodes=nodes).unreachable == ("alpha",)
+    assert recover(small, engine, nodes=nodes) == diskhaul.RecoverResult()
 
 
 @pytest.mark.parametrize(
