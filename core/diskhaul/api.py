@@ -1024,9 +1024,14 @@ class Engine(Protocol):
 
     An engine whose nodes are other processes says so with ``distributed = True``. Functions and arguments are pickled then,
     operations are run by the node that an instance lives on, and exports are reached by the transfer, from wherever that is.
+
+    Attributes:
+        distributed: see above.
+        shared_state_dir: its nodes are said to see one state directory, and so one journal.
     """
 
     distributed: bool = False
+    shared_state_dir: bool = False
 
     def here(self, node: Node, /) -> bool:
         """Whether this process works for `node`, so that its functions can as well be called."""

@@ -584,7 +584,7 @@ def recover(
 
     Raises:
         UnknownNameError: `instance` is neither configured nor has anything to recover.
-        LockError: the lock service does not work.
+        LockError: the lock service does not work. What a node that is another process meets is in `incomplete`.
         InterruptedRunError: cancelled; the rest is still noted, for the next time.
     """
     from .operations.at_node import recover_everywhere

@@ -377,13 +377,15 @@ class RecoverResult:
 
     Attributes:
         busy: instances that a run is still working on, by name; each has a line in `incomplete`.
-        unreachable: nodes that did not answer, by name; likewise.
+        unreachable: nodes that did not answer, or are offline and were not asked, by name; likewise.
+        failed: nodes that could not recover, by name; likewise.
     """
 
     done: tuple[str, ...] = ()
     incomplete: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     unreachable: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -768,6 +768,7 @@ def test_a_node_that_is_heard_of_is_there_whatever_the_scheduler_says(tmp_path: 
         ({"slots": 0}, "slots: 0 is not a number from 1"),
         ({"slots": True}, "slots: True is not a number"),
         ({"node_timeout_s": float("nan")}, "node_timeout_s: nan is not a number of seconds"),
+        ({"shared_state_dir": "yes"}, "shared_state_dir: 'yes' is neither true nor false"),
         ({"sched": "x"}, "backend_options.dask.sched: unknown; there are scheduler"),
         ({"scheduler": "tls://alpha:8786"}, "backends.lock: lock files keep apart the processes of one machine only"),
     ],
@@ -776,6 +777,14 @@ def test_options_that_cannot_be_used_are_refused(tmp_path: Path, options: dict[s
     with pytest.raises(RefusedError) as caught:
         DaskEngine(BackendContext(cluster=Cluster(name="lab", state_dir=tmp_path), options=options))
     assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize("more", [{}, {"shared_state_dir": False}, {"shared_state_dir": True}])
+def test_the_engine_says_whether_its_nodes_share_a_state_directory(tmp_path: Path, more: dict[str, Any]) -> None:
+    cluster = Cluster(name="lab", state_dir=tmp_path, backends={"lock": "etcd"})
+    options = {"scheduler": "tcp://alpha:8786", "allow_plaintext": True} | more
+    engine = DaskEngine(BackendContext(cluster=cluster, options=options))
+    assert engine.shared_state_dir is more.get("shared_state_dir", False)
 
 
 def test_without_distributed_it_is_said_what_to_install(tmp_path: Path) -> None:

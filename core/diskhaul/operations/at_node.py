@@ -6,18 +6,20 @@ there whole, and what it tells comes back. The node goes by its own configuratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..api import Link
 from ..cancellation import CancellationToken, run_shielded
 from ..config import load_cluster
-from ..errors import DiskhaulError, RefusedError, UnreachableNodeError
+from ..errors import DiskhaulError, RefusedError, UnknownNameError, UnreachableNodeError
 from ..events import Event, OperationFinished
 from ..hook_scripts import HookScriptResult, Phase, run_hooks
 from ..model import Node
+from ..names import expand_name
 from ..records import RecoverResult
 from ..this_node import this_node
 from .base import Operation, RunContext, ending
@@ -162,34 +164,95 @@ def _hooks_here(
 # --- recovery ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recovered:
+    """What a node says when it was asked to recover. `elsewhere`: instances of which the journal tells, and the nodes to ask."""
+
+    result: RecoverResult
+    elsewhere: Mapping[str, str]
+
+
 def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s: float) -> RecoverResult:
-    """Have every node recover what runs on it have left; here too. A node that does not answer is among what is incomplete."""
+    """Have every node recover what runs on it have left; here too.
+
+    A node that does not answer, or cannot recover, is among what is incomplete. No other node does its work.
+
+    Raises:
+        UnknownNameError: no node that answers knows `instance`.
+        InterruptedRunError: cancelled.
+    """
     engine, emit = context.host.engine(), context.feedback.emit
-    here = RecoverOperation(context, instance, lock_timeout_s)
     if not engine.distributed or this_node() is not None:
-        return here.run()
+        return RecoverOperation(context, instance, lock_timeout_s).run()
     nodes = [node for node in context.host.inventory().nodes().values() if not node.offline]
 
-    def at(node: Node) -> RecoverResult:
+    def at(node: Node) -> _Recovered | DiskhaulError:
         try:
-            recovered: RecoverResult = engine.run_linked(
-                node, run_here, RecoverOperation, (instance, lock_timeout_s), {}, on_message=emit, token=context.token, brief=True
+            recovered: _Recovered = engine.run_linked(
+                node, _recover_here, instance, lock_timeout_s, on_message=emit, token=context.token, brief=True
             )
             return recovered
-        except (UnreachableNodeError, RefusedError) as error:
-            return RecoverResult(incomplete=(f"node {node.name}: {error}",), unreachable=(node.name,))
+        except UnreachableNodeError as error:
+            return error
+        except DiskhaulError as error:
+            if context.token.cancelled:
+                raise
+            return error
 
     def everywhere() -> RecoverResult:
         with ThreadPoolExecutor(PARALLEL_NODES) as pool:
-            found = list(pool.map(at, nodes))
-        return RecoverResult(
-            done=tuple(line for result in found for line in result.done),
-            incomplete=tuple(line for result in found for line in result.incomplete),
-            busy=tuple(name for result in found for name in result.busy),
-            unreachable=tuple(name for result in found for name in result.unreachable),
-        )
+            answers = list(pool.map(at, nodes))
+        answered = [answer for answer in answers if not isinstance(answer, UnreachableNodeError)]
+        unknown = [answer for answer in answered if isinstance(answer, UnknownNameError)]
+        if unknown and len(unknown) == len(answered):
+            raise unknown[0]
+        told = dict(zip((node.name for node in nodes), answers, strict=True))
+        recovered = [answer for answer in answers if isinstance(answer, _Recovered)]
+        homes = {name: home for answer in recovered for name, home in answer.elsewhere.items()}
+        if instance is not None and not (recovered and engine.shared_state_dir):
+            homes |= _home_of(context, instance)
+        return _together(told, {name: home for name, home in homes.items() if home not in told})
 
     try:
         return run_shielded(everywhere, context.token)
     finally:
         context.feedback.close()
+
+
+def _recover_here(link: Link, instance: str | None, lock_timeout_s: float) -> _Recovered:
+    context = RunContext(load_cluster(_own_configuration()), on_event=link.send, token=link.token)
+    operation = RecoverOperation(context, instance, lock_timeout_s)
+    return _Recovered(result=operation.run(), elsewhere=operation.elsewhere)
+
+
+def _home_of(context: RunContext, instance: str) -> dict[str, str]:
+    """The instance's full name, and the node it lives on, as far as they are known here."""
+    instances = context.host.inventory().instances()
+    try:
+        name = expand_name("instance", instance, instances)
+    except RefusedError:
+        return {}
+    return {name: instances[name].node}
+
+
+def _together(told: Mapping[str, _Recovered | DiskhaulError], not_asked: Mapping[str, str]) -> RecoverResult:
+    """What the nodes told, as one result; `not_asked`: instances, and their nodes that are not among them."""
+    results, incomplete, unreachable, failed = [], [], [], []
+    for name, answer in told.items():
+        if isinstance(answer, _Recovered):
+            results.append(answer.result)
+        elif isinstance(answer, UnreachableNodeError):
+            unreachable.append(name)
+        elif not isinstance(answer, UnknownNameError):  # another node knows it
+            failed.append(name)
+        if name in (*unreachable, *failed):
+            incomplete.append(f"node {name}: {answer}")
+    for instance, home in sorted(not_asked.items()):
+        incomplete.append(f"node {home} is offline or unknown, and was not asked: nobody else recovers {instance}")
+    return RecoverResult(
+        done=tuple(line for result in results for line in result.done),
+        incomplete=(*(line for result in results for line in result.incomplete), *incomplete),
+        busy=tuple(name for result in results for name in result.busy),
+        unreachable=(*unreachable, *sorted(set(not_asked.values()))),
+        failed=tuple(failed),
+    )

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..api import ExportStore, LockMode, Storage
 from ..cancellation import CancellationToken
-from ..errors import LockError, RefusedError, UnknownNameError, UnreachableNodeError
+from ..errors import LockError, OperationFailedError, RefusedError, UnknownNameError, UnreachableNodeError
 from ..events import Event, FleetStarted, MemberEvent
 from ..feedback import EventListener, Feedback
 from ..fleet.plan_store import MemberState, PlannedMember, PlanStore, StoredPlan, request_digest, same_request
@@ -394,6 +394,7 @@ class FleetExportOperation(Operation[FleetResult]):
         Raises:
             LockError: it is still going on.
             UnreachableNodeError: its node does not answer.
+            OperationFailedError: its node cannot recover.
         """
         try:
             recovered = self._library.recover(
@@ -412,6 +413,8 @@ class FleetExportOperation(Operation[FleetResult]):
         if job.source in recovered.unreachable:
             text = f"what became of an earlier attempt is not known: {'; '.join(recovered.incomplete)}"
             raise UnreachableNodeError(job.source, text, in_doubt=True)
+        if job.source in recovered.failed:
+            raise OperationFailedError(f"what became of an earlier attempt is not known: {'; '.join(recovered.incomplete)}")
         for line in recovered.incomplete:
             self.feedback.warn(f"left by an earlier attempt, and still to be done: {line}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from ..journal import Journal, Note, UnfinishedRun
 from ..model import Cluster, Instance
 from ..names import expand_name, name_problem
 from ..records import RecoverResult
+from ..this_node import this_node
 from .base import LockLevel, Operation, RunContext, Timeouts
 from .catalog import on_node
 from .cleanup import REMOVAL
@@ -51,15 +52,17 @@ def unfinished_lines(cluster: Cluster) -> list[str]:
     ]
 
 
-def recover_runs(operation: Operation[Any], instance: str) -> tuple[list[str], list[str]]:
-    """Undo what dead runs on `instance` left; return what was done and what could not be, one line each.
+def recover_runs(
+    operation: Operation[Any], instance: str, *, wanted: Callable[[UnfinishedRun], bool] = lambda run: True
+) -> tuple[list[str], list[str]]:
+    """Undo what dead runs on `instance` left, those that are `wanted`; return what was done and what could not be, one line each.
 
     The caller holds the instance's exclusive lock, so whoever made the notes is dead or has lost its own.
     """
     context = operation.context
     done: list[str] = []
     incomplete: list[str] = []
-    for run in context.journal.unfinished(instance):
+    for run in filter(wanted, context.journal.unfinished(instance)):
         if run.operation == REMOVAL:
             _recover_removal(operation, run, done, incomplete)
         else:
@@ -217,13 +220,27 @@ _UNDO: Mapping[str, Callable[[RunContext, UnfinishedRun, Mapping[str, Any]], str
 
 
 class RecoverOperation(Operation[RecoverResult]):
-    """Recovers one instance, or all that have unfinished runs. Can be repeated, and interrupted, at will."""
+    """Recovers one instance, or all that have unfinished runs. Can be repeated, and interrupted, at will.
+
+    A node of an engine whose nodes are other processes recovers what is its own, also where all nodes see one journal: guests are
+    started, and snapshots removed, where they were.
+
+    Args:
+        runs: only instances that one of these has left something of; None for any.
+
+    Attributes:
+        elsewhere: once it was executed: instances of which the journal that all nodes see tells, and the nodes that recover them.
+    """
 
     name = "recover"
 
-    def __init__(self, context: RunContext, instance: str | None, lock_timeout_s: float) -> None:
+    def __init__(
+        self, context: RunContext, instance: str | None, lock_timeout_s: float, *, runs: Collection[str] | None = None
+    ) -> None:
         super().__init__(context)
         self._asked = instance
+        self._runs = runs
+        self.elsewhere: dict[str, str] = {}
         self.timeouts = Timeouts(lock_s=lock_timeout_s)
         self._instance: str | None = None
 
@@ -244,7 +261,23 @@ class RecoverOperation(Operation[RecoverResult]):
         done: list[str] = []
         incomplete: list[str] = []
         busy: list[str] = []
-        wanted = {run.instance for run in self.context.journal.unfinished(self._instance)}
+        is_ours = self._is_ours()
+        wanted: set[str] = set()
+        for run in self.context.journal.unfinished(self._instance):
+            if self._runs is not None and run.run_id not in self._runs:
+                continue
+            if is_ours(run):
+                wanted.add(run.instance)
+            elif run.notes:
+                self.elsewhere[run.instance] = self._home_of(run)
+        if not self.host.engine().shared_state_dir:
+            # Nobody else sees this journal: the instance was given to another node since.
+            for instance, home in sorted(self.elsewhere.items()):
+                incomplete.append(
+                    f"{instance}: a run left something of it here, but it lives on node {home}, and nothing was touched: "
+                    "look after it by hand, or let it live here until it is recovered"
+                )
+            self.elsewhere = {}
         for instance in sorted(wanted):
             self.token.raise_if_cancelled()
             try:
@@ -254,10 +287,33 @@ class RecoverOperation(Operation[RecoverResult]):
                 busy.append(instance)
                 continue
             with locked:
-                instance_done, instance_incomplete = recover_runs(self, instance)
+                instance_done, instance_incomplete = recover_runs(self, instance, wanted=is_ours)
             done += instance_done
             incomplete += instance_incomplete
         return RecoverResult(done=tuple(done), incomplete=tuple(incomplete), busy=tuple(busy))
+
+    def _is_ours(self) -> Callable[[UnfinishedRun], bool]:
+        """Whether this process is to recover a run; all are those of a process that is no node."""
+        here = this_node()
+        if here is None or not self.host.engine().distributed:
+            return lambda run: True
+        return lambda run: self._home_of(run) in ("", here.name)
+
+    def _home_of(self, run: UnfinishedRun) -> str:
+        """The node that recovers `run`, or "" where it may be any that sees the journal."""
+        inventory = self.host.inventory()
+        nodes, instances = inventory.nodes(), inventory.instances()
+        if run.operation == REMOVAL:
+            return ""
+        for note in run.notes:
+            if "receiving" in note.data and note.data["node"] in nodes:
+                return str(note.data["node"])
+        if run.instance in instances:
+            return instances[run.instance].node
+        master = nodes.get(self.cluster.master)
+        if master is None or master.offline or not self.host.engine().shared_state_dir:
+            return ""
+        return master.name
 
     def dry_run_result(self) -> RecoverResult:
         return RecoverResult()

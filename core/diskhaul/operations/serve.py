@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 from ..api import Receiver
 from ..cancellation import CancellationToken
@@ -17,6 +18,10 @@ from .base import RunContext
 from .recover import RecoverOperation
 
 _RECOVERY_LOCK_S = 5.0
+_RECOVERY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Between recoveries; the last one for ever. A dead run's lease may last longer than a node takes to be started again."""
+_RECOVERY_END_S = 10.0
+"""How long the end of serving waits for a recovery that is going on, which can be repeated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,7 @@ class Served:
 def serve_node(context: RunContext, name: str, *, tell: Callable[[str], object]) -> Served:
     """Serve the node `name`, which is this machine, until the context's token is cancelled.
 
-    What runs on it have left that were killed is recovered first.
+    What runs on it have left that were killed is recovered first; what cannot be done then is tried again while it is served.
 
     Args:
         tell: called with lines about what happens, the first once it can be reached. From several threads.
@@ -57,7 +62,9 @@ def serve_node(context: RunContext, name: str, *, tell: Callable[[str], object])
     with ExitStack() as stack:
         if receiver is not None:
             _start_receiver(receiver, node, token, tell, stack)
-        _recover(context, tell)
+        recovery = _Recovery(context, tell)
+        if not recovery.attempt():
+            _go_on(recovery, token, stack)
         if engine.distributed:
             engine.serve(node, token=token, tell=tell)
         while not token.wait(1.0):
@@ -84,11 +91,45 @@ def _start_receiver(
     tell(f"node {node.name} listens on {receiver.address}")
 
 
-def _recover(context: RunContext, tell: Callable[[str], object]) -> None:
-    """Undo what dead runs left here; what cannot be done now is told, and no reason not to serve."""
-    try:
-        recovered = RecoverOperation(RunContext(context.cluster, token=context.token), None, _RECOVERY_LOCK_S).run()
-        for line in (*recovered.done, *recovered.incomplete):
-            tell(f"recovery: {line}")
-    except DiskhaulError as error:
-        tell(f"recovery: {error}; run 'diskhaul recover' once that is mended")
+class _Recovery:
+    """Undoes what dead runs have left here that were there when it was made; what began later is not waited for."""
+
+    def __init__(self, context: RunContext, tell: Callable[[str], object]) -> None:
+        self._context, self._tell = context, tell
+        self._left: frozenset[str] | None = None
+        self._told: tuple[str, ...] = ()
+
+    def attempt(self) -> bool:
+        """Return whether all is done. What cannot be done now is told, once, and no reason not to serve."""
+        context = RunContext(self._context.cluster, plugins=self._context.plugins, token=self._context.token)
+        try:
+            if self._left is None:
+                self._left = frozenset(run.run_id for run in context.journal.unfinished())
+            recovered = RecoverOperation(context, None, _RECOVERY_LOCK_S, runs=self._left).run()
+        except DiskhaulError as error:
+            self._say((f"{error}; it is tried again",))
+            return False
+        for line in recovered.done:
+            self._tell(f"recovery: {line}")
+        self._say(recovered.incomplete)
+        return not recovered.incomplete
+
+    def _say(self, lines: tuple[str, ...]) -> None:
+        for line in lines:
+            if line not in self._told:
+                self._tell(f"recovery: {line}")
+        self._told = lines
+
+
+def _go_on(recovery: _Recovery, token: CancellationToken, stack: ExitStack) -> None:
+    """Repeat `recovery` on a thread of its own until all is done; `stack` ends it, and with it `token`."""
+
+    def recover() -> None:
+        for pause_s in chain(_RECOVERY_PAUSES_S, repeat(_RECOVERY_PAUSES_S[-1])):
+            if token.wait(pause_s) or recovery.attempt():
+                return
+
+    thread = threading.Thread(target=recover, name="diskhaul-recovery", daemon=True)
+    stack.callback(thread.join, _RECOVERY_END_S)
+    stack.callback(token.cancel, "the node is no longer served")
+    thread.start()

@@ -61,6 +61,7 @@ class DaskEngine(Engine):
 
     def __init__(self, context: BackendContext) -> None:
         self._settings = settings_from(context)
+        self.shared_state_dir = self._settings.shared_state_dir
 
     def here(self, node: Node, /) -> bool:
         here = this_node()

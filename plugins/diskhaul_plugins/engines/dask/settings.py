@@ -33,6 +33,7 @@ class DaskSettings:
         node_timeout_s: how long a node may be silent, and then missing, before it counts as unreachable, seconds.
         stop_timeout_s: how long what runs on a node may go on after it was told to stop, until nobody waits for it, seconds.
         slots: how many operations a node runs at once.
+        shared_state_dir: all nodes mount the same ``state_dir``.
     """
 
     scheduler: str
@@ -42,6 +43,7 @@ class DaskSettings:
     node_timeout_s: float = DEFAULT_NODE_TIMEOUT_S
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     slots: int = DEFAULT_SLOTS
+    shared_state_dir: bool = False
 
     @property
     def encrypted(self) -> bool:
@@ -87,7 +89,10 @@ def settings_from(context: BackendContext) -> DaskSettings:
     slots = options.get("slots", DEFAULT_SLOTS)
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 1000:
         problems.append(f"backend_options.dask.slots: {slots!r} is not a number from 1 to 1000")
-    if context.cluster.backends.get("lock", "file") == "file" and options.get("shared_state_dir") is not True:
+    shared = options.get("shared_state_dir", False)
+    if not isinstance(shared, bool):
+        problems.append(f"backend_options.dask.shared_state_dir: {shared!r} is neither true nor false")
+    elif context.cluster.backends.get("lock", "file") == "file" and not shared:
         problems.append(
             "backends.lock: lock files keep apart the processes of one machine only: with engine dask use the lock service etcd, "
             "or say backend_options.dask.shared_state_dir = true where all nodes mount the same state_dir"
@@ -96,7 +101,14 @@ def settings_from(context: BackendContext) -> DaskSettings:
         raise RefusedError(problems)
     assert isinstance(scheduler, str)
     node_timeout_s, stop_timeout_s = timeouts.values()
-    return DaskSettings(scheduler=scheduler, node_timeout_s=node_timeout_s, stop_timeout_s=stop_timeout_s, slots=slots, **files)
+    return DaskSettings(
+        scheduler=scheduler,
+        node_timeout_s=node_timeout_s,
+        stop_timeout_s=stop_timeout_s,
+        slots=slots,
+        shared_state_dir=shared,
+        **files,
+    )
 
 
 def _files(context: BackendContext, options: Mapping[str, Any], problems: list[str], *, wanted: bool) -> dict[str, Path]:
