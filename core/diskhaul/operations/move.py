@@ -199,7 +199,7 @@ class MoveOperation(Operation[MoveResult]):
         options = self._options
         longest = options.stall_timeout_s + options.shutdown_timeout_s + STOP_GRACE_S
         if options.zero_free_space:
-            longest += zeroing_limit_s(options, (disk["size"] for disk in prepared.document["disks"]))
+            longest += zeroing_limit_s(options, (disk["size"] for disk in prepared.document["signed"]["disks"]))
         return min(longest, MAX_TIMEOUT_S)
 
     def _nested(self) -> RunContext:
