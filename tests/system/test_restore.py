@@ -761,6 +761,27 @@ def test_a_plugins_disk_that_belongs_to_two_instances_is_refused(place: Place) -
 # --- Ganeti -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, "gives the location None instead of text"),
+        (SystemExit("no"), "SystemExit: no"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_target_whose_storage_cannot_say_where_it_is_is_refused(place: Place, answer: Any, expected: str) -> None:
+    class Lost(MemoryStorage):
+        def location(self, disk: diskhaul.Disk, /) -> str:
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer  # type: ignore[no-any-return]  # a plugin's nonsense
+
+    storage = Lost({"root": SparseMemoryDisk(bytes([OLD]) * len(place.contents[0]))})
+    cluster = memory_cluster(place, {INSTANCE: "root"})
+    place.refused(expected, export=INSTANCE, config=cluster, plugins=[storage], force=True)
+    assert set(storage.disks["root"].content()) == {OLD}
+
+
 def test_an_export_in_ganetis_layout_is_what_ganeti_reads(tmp_path: Path) -> None:
     place = Place(tmp_path, disks=2)
     place.instance = replace(

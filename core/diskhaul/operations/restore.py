@@ -41,6 +41,7 @@ from .exports import CatalogOperation, damage, is_export_path, open_by_path
 from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
 from .moving import being_moved
+from .plugin_answers import failure_lines
 from .record_digests import open_without_digests
 from .recover import owes_start
 
@@ -360,14 +361,18 @@ class ImportOperation(CatalogOperation[ImportResult]):
             for instance in self.host.inventory().instances().values()
             for disk in instance.disks
             if instance.name != own
-            for place in self._places(disk)
+            for place in self._others_places(disk)
         }
         export = os.path.realpath(self._reader.location)
         nodes = self.host.inventory().nodes().values()
         stores = {os.path.realpath(node.export_dir): node.name for node in nodes if node.export_dir is not None}
         seen: set[str] = set()
         for target in self._targets:
-            places = self._places(target.disk)
+            try:
+                places = self._places(target.disk)
+            except BaseException as error:  # a plugin may raise anything, SystemExit included
+                problems += failure_lines(target.place, error)
+                continue
             if owner := next((owners[place] for place in sorted(places) if place in owners), None):
                 problems.append(f"{target.place} belongs to {owner}: choose another path")
             files = [place for place in places if place.startswith("/")]
@@ -384,12 +389,17 @@ class ImportOperation(CatalogOperation[ImportResult]):
 
     def _places(self, disk: Disk) -> set[str]:
         """Where a disk's bytes are, by its path and by what its storage says (the file behind a loop device)."""
-        places = {os.path.realpath(disk.path)} if disk.path is not None else set()
+        place = self.host.storage(disk.storage).location(disk)
+        if not isinstance(place, str):
+            raise TypeError(f"its storage gives the location {place!r} instead of text")
+        return {place, os.path.realpath(disk.path) if disk.path is not None else ""} - {""}
+
+    def _others_places(self, disk: Disk) -> set[str]:
+        """The same of another instance's disk, whose storage may be missing here."""
         try:
-            places.add(self.host.storage(disk.storage).location(disk))
-        except Exception:  # the storage of another instance may be missing here
-            pass
-        return places - {""}
+            return self._places(disk)
+        except BaseException:  # as above
+            return {os.path.realpath(disk.path)} if disk.path is not None else set()
 
     def _room_problems(self, sources: list[StoredSource]) -> list[str]:
         """Whether the filesystems of new image files have room for the data."""
