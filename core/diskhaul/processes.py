@@ -1,8 +1,8 @@
 """Running an external program so that it can neither hang nor outlive what its caller allows.
 
 The program gets its own session (and process group), no standard input, no descriptors of ours, and never a shell. Its output
-goes to a file in memory rather than to a pipe: a daemon that it leaves behind, and that still holds its output, then cannot make
-anybody wait. On the deadline, on cancellation, on too much output and on any exception the whole process group
+goes to an unlinked temporary file rather than to a pipe: a daemon that it leaves behind, and that still holds its output, then
+cannot make anybody wait. On the deadline, on cancellation, on too much output and on any exception the whole process group
 gets SIGTERM and, after a grace period, SIGKILL.
 
 A process that leaves the group (``setsid``) is out of reach; that is also how a guest survives the command that started it.
@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,8 +111,7 @@ def run(
         OSError: it could not be started (ENOENT, EACCES, ENOEXEC, ...), or its exit status was lost because this process
             ignores SIGCHLD.
     """
-    # In memory: where a disk is full, or has become read-only, a guest is to be started all the same.
-    with open(os.memfd_create("output", os.MFD_CLOEXEC), "w+b") as output:
+    with _output_file() as output:
         started = time.monotonic()
         process = subprocess.Popen(
             list(argv),
@@ -144,6 +144,14 @@ def run(
             output=_tail(output),
             seconds=seconds,
         )
+
+
+def _output_file() -> IO[bytes]:
+    """On a disk, since a daemon may write to it for months; else in memory, since a guest is to be started all the same."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.memfd_create("output", os.MFD_CLOEXEC), "w+b")
 
 
 def _wait(

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,15 @@ def test_output_and_exit_code_are_those_of_the_program() -> None:
     assert (finished.exit_code, finished.ending, finished.ok) == (7, "exited", False)
     assert finished.output == b"out\nerr\n"
     assert finished.describe() == "exit code 7"
+
+
+def test_a_program_is_run_where_no_temporary_file_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    finished = shell("echo said; exit 3")
+    assert (finished.exit_code, finished.output) == (3, b"said\n")
 
 
 def test_a_program_without_slash_is_found_in_the_path_of_its_environment(tmp_path: Path) -> None:

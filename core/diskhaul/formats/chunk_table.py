@@ -29,8 +29,10 @@ from .codec import max_stored_length
 from .corruption import CorruptError, first_difference
 
 MAX_CHUNKS = 2**21
-MAX_EXPORT_CHUNKS = 2**24
 """Chunks per disk. A table then takes 104 MiB of memory at most; disks larger than this many chunks get larger chunks."""
+
+MAX_EXPORT_CHUNKS = 2**24
+"""Chunks of all disks of an export: whoever verifies or imports it has all tables in memory."""
 
 MAX_GROWN_CHUNK_SIZE = 1 << 30
 """The largest chunk that `effective_chunk_size` grows to: disks of 2 PiB, twice what ext4 files and most block layers allow

@@ -204,7 +204,7 @@ def recover_everywhere(context: RunContext, instance: str | None, lock_timeout_s
             answers = list(pool.map(at, nodes))
         answered = [answer for answer in answers if not isinstance(answer, UnreachableNodeError)]
         unknown = [answer for answer in answered if isinstance(answer, UnknownNameError)]
-        if unknown and len(unknown) == len(answered):
+        if unknown and len(unknown) == len(answered) and not (instance is not None and _home_of(context, instance)):
             raise unknown[0]
         told = dict(zip((node.name for node in nodes), answers, strict=True))
         recovered = [answer for answer in answers if isinstance(answer, _Recovered)]

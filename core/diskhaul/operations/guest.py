@@ -262,7 +262,9 @@ class GuestKeeper:
             except DiskhaulError as error:
                 failures.append(error)
         state = "IS DOWN" if what == "start it" else "MAY BE FROZEN"
-        failure = GuestError(
+        # One that was left behind may still do its work.
+        kind = GuestHangsError if any(isinstance(each, GuestHangsError) for each in failures) else GuestError
+        failure = kind(
             f"{self._instance.name} {state}: it was tried {len(failures)} times to {what}: {failures[0]}; "
             "do it by hand, or run 'diskhaul recover'"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from ..api import LockMode, Runtime
-from ..errors import GuestError, RefusedError
+from ..errors import DiskhaulError, GuestError, RefusedError
 from ..events import GuestChanged
 from ..feedback import Feedback
 from ..model import Instance, Node
@@ -143,9 +143,17 @@ class GuestOperation(Operation[GuestResult]):
                 self.locks.check()
                 keeper.keep_running(0.0)
         except BaseException as error:
-            if self._move is not None and not isinstance(error, GuestHangsError) and not guest_runs(self.runtime, self.instance):
-                self.context.journal.forget_start(self._move)
+            if self._move is not None and not isinstance(error, GuestHangsError):
+                self._forget_start(self._move, error)
             raise
+
+    def _forget_start(self, move: str, error: BaseException) -> None:
+        """A start that failed with `error` counts for nothing once the guest is known to be down."""
+        try:
+            if not guest_runs(self.runtime, self.instance):
+                self.context.journal.forget_start(move)
+        except DiskhaulError as doubt:
+            error.add_note(f"while asking whether it runs: {doubt}")
 
     def _stop(self, feedback: Feedback) -> None:
         with feedback.stage("stop", self.instance.name):

@@ -195,7 +195,7 @@ class MoveOperation(Operation[MoveResult]):
         return self._result(result)
 
     def _longest_silence_s(self, prepared: PrepareResult) -> float:
-        """For how long nothing may come there although all is well: the guest is stopped, and its free space zeroed, before."""
+        """For how long nothing may come there: the guest is stopped, and its free space zeroed, before."""
         options = self._options
         longest = options.stall_timeout_s + options.shutdown_timeout_s + STOP_GRACE_S
         if options.zero_free_space:

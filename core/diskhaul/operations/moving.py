@@ -112,8 +112,8 @@ def _answered(side: OtherSide, name: str, action: str, move: str | None) -> Mapp
 
 
 def settle(side: OtherSide, name: str, move: str) -> bool:
-    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, it never ran
-    there on behalf of this move, and will not be started there any more for it, however late its start may come.
+    """Find out where a guest is that was told to start there, whatever became of that: True, it runs there; False, its
+    start on behalf of this move failed there, or has not come, and will not be obeyed there any more, however late it may come.
 
     Raises:
         OtherSideError: neither can be said; it ran there, and does not any more.
@@ -128,7 +128,7 @@ def settle(side: OtherSide, name: str, move: str) -> bool:
     if answer["ran"] and not answer["running"]:
         raise side.no_answer(
             f"guest stop {name}",
-            "it was started there, and does not run there now: see what became of it there, and start it there",
+            "it was started there, or may have been, and does not run there now: see what became of it there, and start it there",
         )
     if answer["running"] and not answer["ran"]:
         raise side.no_answer(f"guest stop {name}", "it does not say that it is down")

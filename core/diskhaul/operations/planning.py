@@ -82,7 +82,7 @@ def _sample_places(extents: Iterator[Extent], data: int) -> Iterator[tuple[int, 
 
 
 def chunk_problems(sizes: Iterable[int], chunk_size: int) -> list[str]:
-    """Why disks of `sizes` cannot be one export: whoever verifies or imports it has the digests of all of them in memory."""
+    """Why disks of `sizes` cannot be one export."""
     try:
         chunks = sum(chunk_count(size, effective_chunk_size(size, chunk_size)) for size in sizes)
     except RefusedError as error:

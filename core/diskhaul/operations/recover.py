@@ -29,6 +29,8 @@ T = TypeVar("T")
 _ORDER = {"moving": -1, "frozen": 0, "guest": 1, "disks": 2, "snapshot": 3, "partial": 4, "removing": 5}
 """Guests first: they have been down, or frozen, since the run died."""
 
+_REMOVAL_LOCK_S = 1.0  # not 0: holders of another machine count as dead only for those who wait
+
 
 def owes_start(context: RunContext, instance: str) -> bool:
     """True when a run that is gone stopped the guest of `instance` and did not start it again. Needs the instance's lock.
@@ -78,7 +80,7 @@ def _recover_removal(operation: Operation[Any], run: UnfinishedRun, done: list[s
     """Finish a removal, unless somebody is at it: removals hold the export's lock, not the instance's."""
     exports = {note.data["export_id"]: LockMode.EXCLUSIVE for note in run.notes}
     try:
-        with operation.locks.acquire(LockLevel.EXPORT, exports, 0.0):
+        with operation.locks.acquire(LockLevel.EXPORT, exports, _REMOVAL_LOCK_S):
             for current in operation.context.journal.unfinished(run.instance):
                 if current.run_id == run.run_id:
                     _recover_run(operation, current, done, incomplete)

@@ -10,7 +10,7 @@ from itertools import chain, repeat
 
 from ..api import Receiver
 from ..cancellation import CancellationToken
-from ..errors import ConfigurationError, DiskhaulError
+from ..errors import ConfigurationError
 from ..model import Node
 from ..names import expand_name
 from ..this_node import ThisNode, serve_as
@@ -106,8 +106,8 @@ class _Recovery:
             if self._left is None:
                 self._left = frozenset(run.run_id for run in context.journal.unfinished())
             recovered = RecoverOperation(context, None, _RECOVERY_LOCK_S, runs=self._left).run()
-        except DiskhaulError as error:
-            self._say((f"{error}; it is tried again",))
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            self._say((f"{str(error) or type(error).__name__}; it is tried again",))
             return False
         for line in recovered.done:
             self._tell(f"recovery: {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,26 @@ def test_a_start_for_a_move_that_failed_is_forgotten_only_once_the_guest_is_know
     with pytest.raises(diskhaul.GuestError):
         diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=run)
     assert diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run).ran == ran
+
+
+def test_a_start_for_a_move_that_hangs_may_still_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hangs(ScriptedRuntime):
+        def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
+            return 0.2
+
+        def start(self, instance: diskhaul.Instance, /) -> object:
+            started.wait(30.0)
+            return super().start(instance)
+
+    monkeypatch.setattr("diskhaul.operations.guest.RETRY_PAUSES_S", (0.0,))
+    started = threading.Event()
+    runtime, config = Hangs(), cluster(tmp_path)
+    run = "5f0c2e5e-8a51-4c43-9d2b-0d6d5a0a6f01"
+    with pytest.raises(diskhaul.GuestError, match="IS DOWN"):
+        diskhaul.guest("start", "web1", config=config, plugins=[runtime], move=run)
+    stopped = diskhaul.guest("stop", "web1", config=config, plugins=[runtime], move=run)
+    started.set()
+    assert (stopped.running, stopped.ran) == (False, True)
 
 
 def test_a_stop_for_a_move_that_fails_has_revoked_it_all_the_same(tmp_path: Path) -> None:
