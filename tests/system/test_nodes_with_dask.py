@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -179,19 +180,17 @@ def test_a_node_that_is_frozen_is_given_up_and_harms_nothing_when_it_comes_back(
     code, document = ended(client)
     assert code == 3, json.dumps(document)
     assert listed(nodes) == []
-    # Another process for the same node: it waits for the lock that the frozen one holds, and touches nothing.
+    # Another process for the same node: the frozen one shows no sign of life for as long as its lease, and so counts as dead.
     second = nodes.configs["alpha"]
     second.write_text(second.read_text().replace("[nodes.alpha.options]", '[nodes.alpha.options]\nlisten = ":7421"'))
     nodes.serve("alpha")
     recovery = [line for line in nodes.lines["alpha"] if "recovery:" in line]
-    assert len(recovery) == 1
-    assert f"{INSTANCE}: still being worked on" in recovery[0]
-    code, document = nodes.run("export", INSTANCE, "--node", "gamma")
-    assert code == 5, json.dumps(document)
-
-    served["alpha"].send_signal(signal.SIGCONT)
-    check_nothing_left(nodes)  # it has gone on with what it was doing, or was told that nobody waits for it
-    listed(nodes)
+    assert any("the unfinished export" in line and "was removed" in line for line in recovery), recovery
     code, document = nodes.run("export", INSTANCE, "--node", "gamma")
     assert code == 0, json.dumps(document)
+
+    served["alpha"].send_signal(signal.SIGCONT)
+    time.sleep(3.0)  # long enough to go on with what it was doing, had it not lost its lock
+    check_nothing_left(nodes)
     assert listed(nodes) == [("gamma", document["export"]["export_id"])]
+    assert nodes.lab.guests[INSTANCE].running
