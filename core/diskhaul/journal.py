@@ -154,20 +154,6 @@ class Journal:
         with self._connection() as connection:
             return connection.execute("SELECT 1 FROM begun WHERE move_id = ?", (move_id,)).fetchone() is not None
 
-    def settle_guest(self, instance: str, *, stopped: bool) -> None:
-        """Strike off what says that the guest of `instance` is owed a start: somebody has seen to it. Needs its exclusive lock.
-
-        Those of guests that another cluster was told to start stay. With `stopped`, only what says that it had gone down goes.
-        """
-        for run in self.unfinished(instance):
-            if any(note.kind == "moving" for note in run.notes):
-                continue
-            seen_to = [note for note in run.notes if note.kind == "guest" and (note.data.get("stopped") or not stopped)]
-            for note in seen_to:
-                self.strike(note.note_id)
-            if seen_to:
-                self.finish(run.run_id)
-
     def unfinished(self, instance: str | None = None) -> list[UnfinishedRun]:
         """Runs that have not ended, oldest first; those of `instance`, or all."""
         with self._connection() as connection:

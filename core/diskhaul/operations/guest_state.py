@@ -19,6 +19,7 @@ from .disk_identity import disk_identities
 from .guest import GuestHangsError, GuestKeeper, guest_call, guest_runs
 from .moving import being_moved
 from .plugin_answers import problems_from
+from .recover import settle_start
 
 Action = Literal["status", "start", "stop"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -117,7 +118,7 @@ class GuestOperation(Operation[GuestResult]):
         elif self._action == "stop" and before and not ran:
             self._stop(feedback)
         if self._action != "status" and self._move is None:  # no run that is gone is to start it once it has been stopped here
-            self.context.journal.settle_guest(self.instance.name, stopped=self._action == "start")
+            settle_start(self.context, self.instance.name, started=self._action == "start")
         running = {"status": before, "start": True, "stop": before and ran}[self._action]
         return GuestResult(
             run_id=self.context.run_id,

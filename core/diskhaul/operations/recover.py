@@ -42,6 +42,21 @@ def owes_start(context: RunContext, instance: str) -> bool:
     return any(note.kind == "guest" for run in context.journal.unfinished(instance) for note in run.notes)
 
 
+def settle_start(context: RunContext, instance: str, *, started: bool) -> None:
+    """Strike off what says that the guest of `instance` is owed a start: somebody has seen to it. Needs its exclusive lock.
+
+    Those of guests that another cluster was told to start stay; where it was `started`, so do those whose stop may still come.
+    """
+    for run in context.journal.unfinished(instance):
+        if any(note.kind == "moving" for note in run.notes):
+            continue
+        seen_to = [note for note in run.notes if note.kind == "guest" and (note.data.get("stopped") or not started)]
+        for note in seen_to:
+            context.journal.strike(note.note_id)
+        if seen_to:
+            context.journal.finish(run.run_id)
+
+
 def unfinished_lines(cluster: Cluster) -> list[str]:
     """One line for each run in the journal that has not ended: it is at work, or was killed. Changes nothing."""
     if not Journal.is_in(cluster.state_dir):

@@ -44,6 +44,13 @@ def gate() -> Iterator[Gate]:
     made.open()
 
 
+class Impatient(ScriptedRuntime):
+    """Its calls soon count as hanging."""
+
+    def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
+        return 0.1
+
+
 def take_over(small: SmallCluster) -> LockSet:
     """What happens to a run that was stopped for longer than its lease: another one takes its locks, and recovers."""
     for record in (small.state_dir / "locks").glob("*@*"):
@@ -173,10 +180,7 @@ def test_an_export_that_appears_after_it_was_given_up_is_removed_by_recover(
 def test_a_freeze_that_ends_too_late_is_told_and_undone_by_recover(
     small: SmallCluster, gate: Gate, calls_end: Callable[[], None]
 ) -> None:
-    class LateFreeze(ScriptedRuntime):
-        def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
-            return 0.1
-
+    class LateFreeze(Impatient):
         def freeze(self, instance: diskhaul.Instance, /) -> object:
             gate.wait()
             return super().freeze(instance)
@@ -230,10 +234,7 @@ def test_disks_are_deactivated_after_an_activation_that_failed_in_the_middle(sma
 def test_disks_whose_activation_ends_too_late_are_deactivated_by_recover(
     small: SmallCluster, gate: Gate, calls_end: Callable[[], None]
 ) -> None:
-    class LateActivation(ScriptedRuntime):
-        def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
-            return 0.1
-
+    class LateActivation(Impatient):
         def activate_disks(self, instance: diskhaul.Instance, /) -> bool:
             gate.wait()
             return super().activate_disks(instance)
@@ -251,10 +252,7 @@ def test_disks_whose_activation_ends_too_late_are_deactivated_by_recover(
 def test_a_stop_that_ends_too_late_is_undone_by_the_next_export(
     small: SmallCluster, gate: Gate, calls_end: Callable[[], None]
 ) -> None:
-    class LateStop(ScriptedRuntime):
-        def longest_call_s(self, instance: diskhaul.Instance, /) -> float:
-            return 0.1
-
+    class LateStop(Impatient):
         def stop(self, instance: diskhaul.Instance, /, *, timeout_s: float) -> object:
             gate.wait()
             return super().stop(instance, timeout_s=timeout_s)
