@@ -30,7 +30,7 @@ from .guest import guest_call, guest_runs
 from .instance_env import instance_environment
 from .moving import being_moved
 from .planning import chunk_problems, estimate_disk, same_place_problems
-from .plugin_answers import failure_lines, problems_from
+from .plugin_answers import failure_lines, location_of, problems_from
 from .recover import owes_start, recover_runs
 
 T = TypeVar("T")
@@ -217,9 +217,7 @@ class ExportOperation(Operation[ExportResult]):
                     wrong += size_problems(disk, source)
                     if self.options.direct_io == "always" and (problem := source.direct_io_problem()):
                         wrong.append(f"direct_io = always: {problem}; use direct_io = auto")
-                place = storage.location(disk)
-                if not isinstance(place, str):
-                    raise TypeError(f"its storage gives the location {place!r} instead of text")
+                place = location_of(storage, disk)
                 if place and place in places:
                     wrong.append(f"{disk.label} is the same as {places[place]}")
                 places[place] = disk.label

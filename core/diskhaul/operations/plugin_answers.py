@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ..api import Storage
 from ..errors import DiskhaulError, RefusedError
+from ..model import Disk
 
 
 def problems_from(subject: str, question: Callable[[], Iterable[object]]) -> list[str]:
@@ -18,6 +20,19 @@ def problems_from(subject: str, question: Callable[[], Iterable[object]]) -> lis
     except BaseException as error:  # a plugin may raise anything, SystemExit included
         return failure_lines(subject, error)
     return [answer if isinstance(answer, str) else f"{subject}: its check gave {answer!r} for a reason" for answer in answers]
+
+
+def location_of(storage: Storage, disk: Disk) -> str:
+    """Where `storage` says that `disk` is.
+
+    Raises:
+        TypeError: it gives something else than text.
+        BaseException: whatever the storage raises.
+    """
+    place = storage.location(disk)
+    if not isinstance(place, str):
+        raise TypeError(f"its storage gives the location {place!r} instead of text")
+    return place
 
 
 def failure_lines(subject: str, error: BaseException) -> list[str]:

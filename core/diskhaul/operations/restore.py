@@ -41,7 +41,7 @@ from .exports import CatalogOperation, damage, is_export_path, open_by_path
 from .guest import guest_runs
 from .import_targets import ImportTarget, OpenTarget
 from .moving import being_moved
-from .plugin_answers import failure_lines
+from .plugin_answers import failure_lines, location_of
 from .record_digests import open_without_digests
 from .recover import owes_start
 
@@ -389,9 +389,7 @@ class ImportOperation(CatalogOperation[ImportResult]):
 
     def _places(self, disk: Disk) -> set[str]:
         """Where a disk's bytes are, by its path and by what its storage says (the file behind a loop device)."""
-        place = self.host.storage(disk.storage).location(disk)
-        if not isinstance(place, str):
-            raise TypeError(f"its storage gives the location {place!r} instead of text")
+        place = location_of(self.host.storage(disk.storage), disk)
         return {place, os.path.realpath(disk.path) if disk.path is not None else ""} - {""}
 
     def _others_places(self, disk: Disk) -> set[str]:
